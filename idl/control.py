@@ -1,0 +1,177 @@
+"""Bodies of control messages (DDS). They are small; heavy data is in Kafka, by reference.
+
+Each travels as JSON text in a signed envelope (`idl.envelope`, ADR 0003).
+"""
+
+from typing import Literal
+
+import msgspec
+
+from idl.jobs import JobSpec, LimitName, PayloadLocation
+from idl.ledger import Capacity
+
+
+class _Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    pass
+
+
+class Ballot(_Body):
+    """Coordinator → all coordinators. `renew` is the leader asking for its lease again."""
+
+    kind: Literal["pre_vote", "vote", "renew"]
+    role: str
+    term: int
+    candidate: str
+    incarnation: int
+    round: int
+
+
+class BallotReply(_Body):
+    """Voter → candidate (sent to all, dropped by others). `voter_term`: highest term it knows."""
+
+    kind: Literal["pre_vote", "vote", "renew"]
+    role: str
+    term: int
+    candidate: str
+    candidate_incarnation: int
+    voter: str
+    round: int
+    granted: bool
+    voter_term: int
+    reason: str = ""
+
+
+class Beacon(_Body):
+    """Leader → all: who leads, until when, how far its ledger is. `kafka`: can it append?"""
+
+    role: str
+    term: int
+    leader: str
+    incarnation: int
+    lease_ms: int
+    ledger_offset: int
+    kafka: Literal["ok", "stalled"] = "ok"
+    stepping_down: bool = False
+
+
+class AssignIntent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="assign",
+                   omit_defaults=True):  # fmt: skip
+    """Run this attempt."""
+
+    job: str
+    attempt: int
+    queue: str
+    spec: JobSpec
+    payload: PayloadLocation | None = None
+    gpus: tuple[int, ...] = ()
+
+
+class CancelIntent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="cancel"):
+    """Kill this attempt if it is there; its end is reported as any other (`killed`)."""
+
+    job: str
+    attempt: int
+    why: str
+
+
+class ForgetIntent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="forget"):
+    """The attempt's result is in the ledger: the node need not remember it."""
+
+    job: str
+    attempt: int
+
+
+IntentItem = AssignIntent | CancelIntent | ForgetIntent
+
+
+class Intent(_Body):
+    """Leader → one agent. Refused where `term` is older than the highest the agent has seen, or
+    `node_incarnation` is not the agent's own."""
+
+    pool: str
+    node: str
+    node_incarnation: int
+    term: int
+    leader: str
+    items: tuple[IntentItem, ...]
+
+
+AttemptPhase = Literal["accepted", "running", "ended"]
+
+
+class AttemptView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One attempt as its node sees it. `ended`: the result is on its way to, or in, Kafka."""
+
+    job: str
+    attempt: int
+    phase: AttemptPhase
+
+
+class AttemptStatus(_Body):
+    """Agent → leader. `full` lists every attempt the node knows (heartbeat); else what changed.
+
+    It is the acknowledgement of intents: an assign is acknowledged by its attempt being listed,
+    a forget or a cancel by the attempt being absent from a full list or `ended`.
+    """
+
+    pool: str
+    node: str
+    incarnation: int
+    term: int
+    full: bool
+    attempts: tuple[AttemptView, ...] = ()
+
+
+class GpuReport(_Body):
+    """One GPU as NVML names it (attributes as in Kubernetes DRA)."""
+
+    index: int
+    uuid: str
+    product_name: str
+    memory_bytes: int
+    numa_node: int = -1
+    pcie_bus_id: str = ""
+
+
+class NumaReport(_Body):
+    """One NUMA node; `distances` are SLIT units, 10 = local."""
+
+    id: int
+    cpus: str
+    memory_bytes: int
+    distances: tuple[int, ...] = ()
+
+
+class NodeReport(_Body):
+    """Agent → coordinators: what the node has, and what it can and cannot enforce."""
+
+    pool: str
+    node: str
+    incarnation: int
+    capacity: Capacity
+    enforces: tuple[LimitName, ...]
+    missing: dict[str, str] = {}
+    sandbox: str = ""
+    labels: dict[str, str] = {}
+    numa: tuple[NumaReport, ...] = ()
+    gpus: tuple[GpuReport, ...] = ()
+    nvlinks: tuple[tuple[int, ...], ...] = ()
+    gpu_note: str = ""
+    draining: bool = False
+    simulated: bool = False
+
+
+class QueueState(_Body):
+    """Leader → gateways, SDKs, console: one queue's depth and whether it admits."""
+
+    pool: str
+    queue: str
+    term: int
+    admitting: bool
+    pending: int
+    running: int
+    unread: int
+    reason: str = ""
+
+
+ControlBody = Ballot | BallotReply | Beacon | Intent | AttemptStatus | NodeReport | QueueState

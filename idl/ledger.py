@@ -1,0 +1,188 @@
+"""The ledger: decisions, in the one order that is the truth (DESIGN, idea 2).
+
+One Kafka record is one `LedgerEntry`: a batch of decisions made by one step of one leader in one
+term. An entry is valid or void as a whole (`dataplane.core.validity`). Decisions are past facts.
+"""
+
+from typing import Final, Literal
+
+import msgspec
+
+from idl.jobs import JobSpec, LimitName, PayloadLocation, SourceRef
+from idl.records import Command, Outcome
+
+LEDGER_VERSION: Final = 1
+
+PendingCode = Literal["NoMatchingNode", "NoNodes", "BackingOff"]
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a node offers to jobs; `gpus` are indices known to the node's report."""
+
+    cpu_millis: int
+    memory_bytes: int
+    gpus: tuple[int, ...] = ()
+
+
+class _Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t"):
+    pass
+
+
+class TermStarted(_Decision, tag="term_started"):
+    """First record of a leader. Valid only if the entry's term exceeds every term before it."""
+
+    pool: str
+    previous_term: int
+    why: str = ""
+
+
+class Ingested(_Decision, tag="ingested"):
+    """A submission was accepted. `job.id` is set; the payload stays in Kafka at `payload`."""
+
+    queue: str
+    source: SourceRef
+    job: JobSpec
+    payload: PayloadLocation | None = None
+
+
+class Rejected(_Decision, tag="rejected"):
+    """A submission was refused. It also goes to the dead letter, unless it is a duplicate."""
+
+    queue: str
+    source: SourceRef
+    job: str
+    code: str
+    reason: str
+
+
+class NodeSeen(_Decision, tag="node_seen"):
+    """A node joined, came back as a new incarnation, or changed what it offers."""
+
+    node: str
+    incarnation: int
+    capacity: Capacity
+    enforces: tuple[LimitName, ...]
+    labels: dict[str, str] = {}
+    draining: bool = False
+
+
+class NodeLost(_Decision, tag="node_lost"):
+    """A node is gone: its resources leave the pool, its attempts are released as `node_lost`."""
+
+    node: str
+    incarnation: int
+    reason: str
+
+
+class Assigned(_Decision, tag="assigned"):
+    """A job's next attempt was placed. `gpus` are the device indices reserved on that node."""
+
+    job: str
+    attempt: int
+    node: str
+    incarnation: int
+    gpus: tuple[int, ...] = ()
+
+
+class Started(_Decision, tag="started"):
+    """The node said that the attempt runs."""
+
+    job: str
+    attempt: int
+
+
+class Released(_Decision, tag="released"):
+    """The attempt's end is confirmed (its result record is `source`) or its node is lost (no source).
+
+    Its resources return here and nowhere else (invariant 5).
+    """
+
+    job: str
+    attempt: int
+    outcome: Outcome
+    detail: str = ""
+    exit_code: int | None = None
+    source: SourceRef | None = None
+
+
+class ResultRefused(_Decision, tag="result_refused"):
+    """A result that counts for nothing: not from the current attempt (invariant 3)."""
+
+    job: str
+    attempt: int
+    source: SourceRef
+    reason: str
+
+
+class Finished(_Decision, tag="finished"):
+    """The job succeeded; the result record of this attempt is its one result."""
+
+    job: str
+    attempt: int
+
+
+class RetryScheduled(_Decision, tag="retry_scheduled"):
+    """Another attempt will be made, not before `not_before_ms` (leader's clock, epoch ms)."""
+
+    job: str
+    attempt: int
+    reason: str
+    not_before_ms: int
+
+
+class DeadLettered(_Decision, tag="dead_lettered"):
+    """The job ended without a result: attempts or time ran out."""
+
+    job: str
+    code: str
+    reason: str
+
+
+class DeadLetterStored(_Decision, tag="dead_letter_stored"):
+    """The dead-letter record of a job (`job`) or of a refused submission (`source`) is in Kafka."""
+
+    key: str
+
+
+class Cancelled(_Decision, tag="cancelled"):
+    """The job ended because somebody asked for it, and nothing of it runs any more."""
+
+    job: str
+    by: str = ""
+
+
+class Commanded(_Decision, tag="commanded"):
+    """An operator's command was read: carried out, or refused with a reason."""
+
+    source: SourceRef
+    command: Command | None
+    by: str = ""
+    refused: str = ""
+
+
+class Waiting(_Decision, tag="waiting"):
+    """Why a pending job cannot be placed for now; recorded when the reason changes."""
+
+    job: str
+    code: PendingCode
+    message: str
+
+
+Decision = (
+    TermStarted | Ingested | Rejected | NodeSeen | NodeLost | Assigned | Started | Released
+    | ResultRefused | Finished | RetryScheduled | DeadLettered | DeadLetterStored | Cancelled
+    | Commanded | Waiting
+)  # fmt: skip
+
+
+class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One appended batch. `at_ms`: the leader's clock (epoch ms) when it decided; `seq` counts the
+    leader's entries in this term from 1."""
+
+    v: int = LEDGER_VERSION
+    term: int
+    leader: str
+    incarnation: int
+    seq: int
+    at_ms: int
+    decisions: tuple[Decision, ...]

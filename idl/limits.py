@@ -1,0 +1,46 @@
+"""Every bound of the system that is a contract between processes, in one place, with its reason."""
+
+from typing import Final
+
+from idl.units import GIB, KIB, MIB
+
+PAYLOAD_INLINE_BYTES_MAX: Final = 64 * KIB
+"""Above this the SDK uses the claim check: a queue record must stay cheap to scan for the leader."""
+PAYLOAD_BYTES_MAX: Final = 8 * MIB
+"""One payload is one Kafka record; larger input belongs in an object store, by reference."""
+KAFKA_RECORD_BYTES_MAX: Final = 10 * MIB
+"""`max.message.bytes` of our topics: a payload plus its headers and base64 when it is JSON."""
+SPEC_BYTES_MAX: Final = 64 * KIB
+"""A spec without its payload travels in the ledger and in a DDS intent; both must stay small."""
+COMMAND_ARGUMENTS_MAX: Final = 1024
+"""argv entries of one job; a longer list is data and belongs in the payload."""
+RESULT_INLINE_BYTES_MAX: Final = 64 * KIB
+"""Above this the result bytes go to `payloads` by claim check."""
+RESULT_BYTES_MAX: Final = 8 * MIB
+"""Same bound as a payload: one job's result can be the next one's input."""
+OUTPUT_TAIL_BYTES: Final = 4 * KIB
+"""stdout/stderr tail inside the result record: what a person wants to see first."""
+LOG_BYTES_MAX: Final = 1 * MIB
+"""stdout+stderr kept in `logs` per attempt; the rest is dropped, counted, and the result says so."""
+LOG_CHUNK_BYTES: Final = 32 * KIB
+"""One `logs` record."""
+
+LEDGER_BATCH_DECISIONS_MAX: Final = 512
+"""Decisions in one ledger entry: keeps an entry under 1 MiB and a step on the loop under 10 ms."""
+LEDGER_BATCH_BYTES_MAX: Final = 4 * MIB
+"""An entry is cut before this; well below KAFKA_RECORD_BYTES_MAX."""
+ENDED_JOBS_KEPT: Final = 100_000
+"""Ended jobs remembered for deduplication and `outrider ls`; older ones are only in the ledger."""
+LIVE_JOBS_MAX: Final = 20_000
+"""Jobs a pool holds in memory; the rest of the backlog waits in Kafka (invariant 9)."""
+INBOX_RECORDS_MAX: Final = 2_000
+"""Records read ahead of decisions, per coordinator."""
+
+CPU_MILLIS_MAX: Final = 1_000_000
+MEMORY_BYTES_MAX: Final = 64 * 1024 * GIB
+GPUS_MAX: Final = 1024
+WALL_MS_MAX: Final = 30 * 86_400_000
+PRIORITY_MAX: Final = 1_000_000
+"""Sanity bounds of a spec: beyond any machine of today, so what exceeds them is a typing error."""
+ATTEMPTS_MAX: Final = 100
+"""A job retried more often than this is a loop, not a retry."""

@@ -1,0 +1,121 @@
+"""Kafka records other than job specs and the ledger: results, logs, commands, dead letters."""
+
+from typing import Final, Literal
+
+import msgspec
+
+from idl.jobs import PayloadRef, SourceRef
+
+RECORD_VERSION: Final = 1
+
+Outcome = Literal[
+    "succeeded", "failed", "signalled", "timed_out", "out_of_memory",
+    "killed", "platform", "node_lost",
+]  # fmt: skip
+"""How an attempt ended. `failed`: non-zero exit; `platform`: our or the node's fault, not the job's;
+`killed`: on our order; `node_lost`: never reported by the node, decided by the leader."""
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an attempt used; 0 where the node could not measure it."""
+
+    wall_ms: int = 0
+    cpu_ms: int = 0
+    memory_peak_bytes: int = 0
+
+
+class AttemptResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One record of `results` per attempt, written by the agent. Times are epoch ms of its clock.
+
+    The job's own bytes (what it wrote to $OUTRIDER_RESULT) are inline in `result` or, above
+    RESULT_INLINE_BYTES_MAX, in the `payloads` record `result_ref`.
+    """
+
+    v: int = RECORD_VERSION
+    job: str
+    attempt: int
+    node: str
+    term: int
+    outcome: Outcome
+    detail: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    usage: Usage = Usage()
+    assigned_ms: int = 0
+    started_ms: int = 0
+    ended_ms: int = 0
+    stdout_tail: bytes = b""
+    stderr_tail: bytes = b""
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    output_truncated: bool = False
+    result: bytes | None = None
+    result_ref: PayloadRef | None = None
+    log: SourceRef | None = None
+
+
+class LogChunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A piece of output; `seq` counts from 0 within (job, attempt)."""
+
+    v: int = RECORD_VERSION
+    job: str
+    attempt: int
+    seq: int
+    stream: Literal["stdout", "stderr"]
+    at_ms: int
+    data: bytes
+
+
+class CancelJob(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="cancel_job"):
+    """End a job: at once when it is pending, after its attempt was killed when it runs."""
+
+    job: str
+
+
+class DrainNode(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="drain_node"):
+    """Place nothing more on a node (`drain`), or place there again (`drain=False`)."""
+
+    node: str
+    drain: bool = True
+
+
+Command = CancelJob | DrainNode
+
+
+class CommandRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One record of `commands`."""
+
+    v: int = RECORD_VERSION
+    by: str = ""
+    at_ms: int = 0
+    command: Command
+
+
+class AttemptStory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One attempt as the dead letter tells it."""
+
+    attempt: int
+    node: str
+    outcome: Outcome
+    detail: str = ""
+    exit_code: int | None = None
+    result: SourceRef | None = None
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One record of `dead-letter`: the original bytes, every attempt, and why.
+
+    `original` is None only when Kafka no longer holds the submission; `source` still names it.
+    """
+
+    v: int = RECORD_VERSION
+    key: str
+    queue: str
+    job: str
+    code: str
+    reason: str
+    at_ms: int
+    source: SourceRef
+    original: bytes | None = None
+    content_type: str = ""
+    attempts: tuple[AttemptStory, ...] = ()

@@ -1,0 +1,145 @@
+"""One cluster file (JSON, YAML or TOML) that every process reads, and the environment over it.
+
+Precedence: defaults < file < `OUTRIDER_*` variables. Kafka client settings pass through:
+`kafka.client` in the file, or `OUTRIDER_KAFKA_SECURITY_PROTOCOL=SASL_SSL` for
+`security.protocol` (lower case, `_` becomes `.`), so that TLS and SASL are configuration only.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+import yaml
+
+from idl.errors import ConfigError
+from idl.ids import CoordinatorId, PoolName, QueueName, is_valid_name
+
+KAFKA_ENV_PREFIX: Final = "OUTRIDER_KAFKA_"
+_OWN_KAFKA_ENV: Final = {"BOOTSTRAP": "bootstrap", "KIND": "kind", "PREFIX": "prefix"}
+
+
+class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How to reach Kafka. `kind` sets the fetch wait (facts: Tansu polls, Apache wakes)."""
+
+    bootstrap: str = "127.0.0.1:9092"
+    kind: Literal["embedded", "apache", "existing"] = "existing"
+    prefix: str = ""
+    client: dict[str, str] = {}
+    replication_factor: int = 1
+    queue_partitions: int = 1
+    topic: dict[str, str] = {}
+
+
+class CoordinatorPeer(msgspec.Struct, frozen=True, kw_only=True):
+    """A coordinator of the static membership. `address` may be a name: we resolve it, not DDS."""
+
+    name: CoordinatorId
+    address: str = "127.0.0.1"
+    dds_port: int
+    hint_port: int = 0
+    preference: int = 0
+
+
+class DdsSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Cyclone DDS. `interface` is a network interface name or address; multicast is never used."""
+
+    domain: int = 0
+    tag: str = "outrider"
+    interface: str = "lo"
+    lease_ms: int = 5_000
+
+
+class ElectionSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """0: chosen from the scheduling priority that the process really got (facts/control.md)."""
+
+    heartbeat_ms: int = 0
+    timeout_ms: int = 0
+
+
+class NodeTiming(msgspec.Struct, frozen=True, kw_only=True):
+    """How often nodes report, and after which silence a node is declared lost."""
+
+    report_ms: int = 2_000
+    heartbeat_ms: int = 1_000
+    lost_ms: int = 15_000
+    resend_ms: int = 500
+
+
+class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """Admission of one queue. `live_jobs_max`: more wait in Kafka (backpressure, nothing is lost).
+
+    `depth_max`: pending jobs above which submissions are *rejected*; 0 means never.
+    """
+
+    live_jobs_max: int = 5_000
+    depth_max: int = 0
+
+
+class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A cluster: one pool in this version."""
+
+    cluster: str = "outrider"
+    pool: PoolName = PoolName("main")
+    kafka: KafkaSettings = KafkaSettings()
+    dds: DdsSettings = DdsSettings()
+    coordinators: tuple[CoordinatorPeer, ...] = ()
+    election: ElectionSettings = ElectionSettings()
+    nodes: NodeTiming = NodeTiming()
+    queues: dict[QueueName, QueuePolicy] = {QueueName("default"): QueuePolicy()}
+    secret_file: str = ""
+    state_dir: str = ""
+
+    def coordinator(self, name: str) -> CoordinatorPeer:
+        """The member `name`. Raises ConfigError."""
+        for peer in self.coordinators:
+            if peer.name == name:
+                return peer
+        known = ", ".join(peer.name for peer in self.coordinators) or "none"
+        raise ConfigError(f"coordinator {name!r} is not in the cluster file (there: {known})")
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read cluster file {path}: {error.strerror}") from error
+    try:
+        found = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cluster file {path} does not parse: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"cluster file {path} must be a mapping of settings")
+    return found
+
+
+def apply_environment(kafka: KafkaSettings, env: Mapping[str, str]) -> KafkaSettings:
+    """`OUTRIDER_KAFKA_*` over the file's Kafka settings."""
+    own: dict[str, str] = {}
+    client = dict(kafka.client)
+    for key, value in env.items():
+        if not key.startswith(KAFKA_ENV_PREFIX):
+            continue
+        name = key.removeprefix(KAFKA_ENV_PREFIX)
+        if name in _OWN_KAFKA_ENV:
+            own[_OWN_KAFKA_ENV[name]] = value
+        else:
+            client[name.lower().replace("_", ".")] = value
+    raw = msgspec.to_builtins(kafka) | own | {"client": client}
+    try:
+        return msgspec.convert(raw, KafkaSettings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"environment {KAFKA_ENV_PREFIX}*: {error}") from error
+
+
+def load_cluster(path: Path, env: Mapping[str, str]) -> ClusterSettings:
+    """Reads and checks a cluster file. Raises ConfigError with the first thing wrong."""
+    try:
+        settings = msgspec.convert(_parse(path), ClusterSettings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"cluster file {path}: {error}") from error
+    for name in (settings.cluster, settings.pool, *settings.queues):
+        if not is_valid_name(name):
+            raise ConfigError(f"cluster file {path}: {name!r} is not a valid name")
+    return msgspec.structs.replace(settings, kafka=apply_environment(settings.kafka, env))

@@ -1,0 +1,1 @@
+"""What people and services use: SDK, CLI, the local cluster."""
