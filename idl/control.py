@@ -15,7 +15,7 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pass
 
 
-class Ballot(_Body):
+class Ballot(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """Coordinator → all coordinators. `renew` is the leader asking for its lease again."""
 
     kind: Literal["pre_vote", "vote", "renew"]
@@ -26,7 +26,7 @@ class Ballot(_Body):
     round: int
 
 
-class BallotReply(_Body):
+class BallotReply(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """Voter → candidate (sent to all, dropped by others). `voter_term`: highest term it knows."""
 
     kind: Literal["pre_vote", "vote", "renew"]
@@ -41,7 +41,7 @@ class BallotReply(_Body):
     reason: str = ""
 
 
-class Beacon(_Body):
+class Beacon(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """Leader → all: who leads, until when, how far its ledger is. `kafka`: can it append?"""
 
     role: str
@@ -84,7 +84,7 @@ class ForgetIntent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag
 IntentItem = AssignIntent | CancelIntent | ForgetIntent
 
 
-class Intent(_Body):
+class Intent(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """Leader → one agent. Refused where `term` is older than the highest the agent has seen, or
     `node_incarnation` is not the agent's own."""
 
@@ -107,7 +107,7 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     phase: AttemptPhase
 
 
-class AttemptStatus(_Body):
+class AttemptStatus(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """Agent → leader. `full` lists every attempt the node knows (heartbeat); else what changed.
 
     It is the acknowledgement of intents: an assign is acknowledged by its attempt being listed,
@@ -122,7 +122,7 @@ class AttemptStatus(_Body):
     attempts: tuple[AttemptView, ...] = ()
 
 
-class GpuReport(_Body):
+class GpuReport(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """One GPU as NVML names it (attributes as in Kubernetes DRA)."""
 
     index: int
@@ -133,7 +133,7 @@ class GpuReport(_Body):
     pcie_bus_id: str = ""
 
 
-class NumaReport(_Body):
+class NumaReport(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """One NUMA node; `distances` are SLIT units, 10 = local."""
 
     id: int
@@ -142,7 +142,7 @@ class NumaReport(_Body):
     distances: tuple[int, ...] = ()
 
 
-class NodeReport(_Body):
+class NodeReport(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """Agent → coordinators: what the node has, and what it can and cannot enforce."""
 
     pool: str
@@ -161,7 +161,7 @@ class NodeReport(_Body):
     simulated: bool = False
 
 
-class QueueState(_Body):
+class QueueState(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """Leader → gateways, SDKs, console: one queue's depth and whether it admits."""
 
     pool: str

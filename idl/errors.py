@@ -13,7 +13,7 @@ class JobFaultError(OutriderError):
 
 
 class InvalidRecordError(JobFaultError):
-    """Bytes that are not the record they claim to be. `code` is stable, the message is for people."""
+    """Bytes that are not the record they claim to be. `code` is stable; the message is for us."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class BrokerUnavailableError(PlatformFaultError):
 
 
 class LedgerCorruptError(PlatformFaultError):
-    """A ledger record that cannot be understood. The reader stops: skipping it could fork history."""
+    """A ledger record that cannot be understood. The reader stops: skipping could fork history."""
 
     def __init__(self, offset: int, message: str) -> None:
         super().__init__(

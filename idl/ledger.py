@@ -28,7 +28,7 @@ class _Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
     pass
 
 
-class TermStarted(_Decision, tag="term_started"):
+class TermStarted(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="term_started"):
     """First record of a leader. Valid only if the entry's term exceeds every term before it."""
 
     pool: str
@@ -36,7 +36,7 @@ class TermStarted(_Decision, tag="term_started"):
     why: str = ""
 
 
-class Ingested(_Decision, tag="ingested"):
+class Ingested(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="ingested"):
     """A submission was accepted. `job.id` is set; the payload stays in Kafka at `payload`."""
 
     queue: str
@@ -45,7 +45,7 @@ class Ingested(_Decision, tag="ingested"):
     payload: PayloadLocation | None = None
 
 
-class Rejected(_Decision, tag="rejected"):
+class Rejected(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="rejected"):
     """A submission was refused. It also goes to the dead letter, unless it is a duplicate."""
 
     queue: str
@@ -55,7 +55,7 @@ class Rejected(_Decision, tag="rejected"):
     reason: str
 
 
-class NodeSeen(_Decision, tag="node_seen"):
+class NodeSeen(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="node_seen"):
     """A node joined, came back as a new incarnation, or changed what it offers."""
 
     node: str
@@ -66,7 +66,7 @@ class NodeSeen(_Decision, tag="node_seen"):
     draining: bool = False
 
 
-class NodeLost(_Decision, tag="node_lost"):
+class NodeLost(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="node_lost"):
     """A node is gone: its resources leave the pool, its attempts are released as `node_lost`."""
 
     node: str
@@ -74,7 +74,7 @@ class NodeLost(_Decision, tag="node_lost"):
     reason: str
 
 
-class Assigned(_Decision, tag="assigned"):
+class Assigned(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="assigned"):
     """A job's next attempt was placed. `gpus` are the device indices reserved on that node."""
 
     job: str
@@ -84,15 +84,15 @@ class Assigned(_Decision, tag="assigned"):
     gpus: tuple[int, ...] = ()
 
 
-class Started(_Decision, tag="started"):
+class Started(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="started"):
     """The node said that the attempt runs."""
 
     job: str
     attempt: int
 
 
-class Released(_Decision, tag="released"):
-    """The attempt's end is confirmed (its result record is `source`) or its node is lost (no source).
+class Released(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="released"):
+    """The attempt's end is confirmed (result record `source`) or its node is lost (no source).
 
     Its resources return here and nowhere else (invariant 5).
     """
@@ -105,7 +105,7 @@ class Released(_Decision, tag="released"):
     source: SourceRef | None = None
 
 
-class ResultRefused(_Decision, tag="result_refused"):
+class ResultRefused(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="result_refused"):
     """A result that counts for nothing: not from the current attempt (invariant 3)."""
 
     job: str
@@ -114,14 +114,16 @@ class ResultRefused(_Decision, tag="result_refused"):
     reason: str
 
 
-class Finished(_Decision, tag="finished"):
+class Finished(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="finished"):
     """The job succeeded; the result record of this attempt is its one result."""
 
     job: str
     attempt: int
 
 
-class RetryScheduled(_Decision, tag="retry_scheduled"):
+class RetryScheduled(
+    _Decision, frozen=True, kw_only=True, omit_defaults=True, tag="retry_scheduled"
+):
     """Another attempt will be made, not before `not_before_ms` (leader's clock, epoch ms)."""
 
     job: str
@@ -130,7 +132,7 @@ class RetryScheduled(_Decision, tag="retry_scheduled"):
     not_before_ms: int
 
 
-class DeadLettered(_Decision, tag="dead_lettered"):
+class DeadLettered(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="dead_lettered"):
     """The job ended without a result: attempts or time ran out."""
 
     job: str
@@ -138,20 +140,22 @@ class DeadLettered(_Decision, tag="dead_lettered"):
     reason: str
 
 
-class DeadLetterStored(_Decision, tag="dead_letter_stored"):
+class DeadLetterStored(
+    _Decision, frozen=True, kw_only=True, omit_defaults=True, tag="dead_letter_stored"
+):
     """The dead-letter record of a job (`job`) or of a refused submission (`source`) is in Kafka."""
 
     key: str
 
 
-class Cancelled(_Decision, tag="cancelled"):
+class Cancelled(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="cancelled"):
     """The job ended because somebody asked for it, and nothing of it runs any more."""
 
     job: str
     by: str = ""
 
 
-class Commanded(_Decision, tag="commanded"):
+class Commanded(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="commanded"):
     """An operator's command was read: carried out, or refused with a reason."""
 
     source: SourceRef
@@ -160,7 +164,7 @@ class Commanded(_Decision, tag="commanded"):
     refused: str = ""
 
 
-class Waiting(_Decision, tag="waiting"):
+class Waiting(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="waiting"):
     """Why a pending job cannot be placed for now; recorded when the reason changes."""
 
     job: str

@@ -5,7 +5,7 @@ from typing import Final
 from idl.units import GIB, KIB, MIB
 
 PAYLOAD_INLINE_BYTES_MAX: Final = 64 * KIB
-"""Above this the SDK uses the claim check: a queue record must stay cheap to scan for the leader."""
+"""Above this the SDK uses the claim check: queue records must stay cheap for the leader to scan."""
 PAYLOAD_BYTES_MAX: Final = 8 * MIB
 """One payload is one Kafka record; larger input belongs in an object store, by reference."""
 KAFKA_RECORD_BYTES_MAX: Final = 10 * MIB
@@ -21,7 +21,7 @@ RESULT_BYTES_MAX: Final = 8 * MIB
 OUTPUT_TAIL_BYTES: Final = 4 * KIB
 """stdout/stderr tail inside the result record: what a person wants to see first."""
 LOG_BYTES_MAX: Final = 1 * MIB
-"""stdout+stderr kept in `logs` per attempt; the rest is dropped, counted, and the result says so."""
+"""stdout+stderr kept per attempt; the rest is dropped, and the result says so."""
 LOG_CHUNK_BYTES: Final = 32 * KIB
 """One `logs` record."""
 

@@ -12,7 +12,7 @@ Outcome = Literal[
     "succeeded", "failed", "signalled", "timed_out", "out_of_memory",
     "killed", "platform", "node_lost",
 ]  # fmt: skip
-"""How an attempt ended. `failed`: non-zero exit; `platform`: our or the node's fault, not the job's;
+"""How an attempt ended. `failed`: non-zero exit; `platform`: ours or the node's fault;
 `killed`: on our order; `node_lost`: never reported by the node, decided by the leader."""
 
 
