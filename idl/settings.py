@@ -87,7 +87,9 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     coordinators: tuple[CoordinatorPeer, ...] = ()
     election: ElectionSettings = ElectionSettings()
     nodes: NodeTiming = NodeTiming()
-    queues: dict[QueueName, QueuePolicy] = {QueueName("default"): QueuePolicy()}
+    queues: dict[QueueName, QueuePolicy] = msgspec.field(
+        default_factory=lambda: {QueueName("default"): QueuePolicy()}
+    )
     secret_file: str = ""
     state_dir: str = ""
 

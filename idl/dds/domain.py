@@ -1,0 +1,73 @@
+"""Cyclone DDS configuration as XML, from our settings. Every element answers a measured trap
+(facts: pruning, ports, multicast, name resolution)."""
+
+import socket
+from typing import Final
+from xml.sax.saxutils import escape, quoteattr
+
+from idl.errors import ConfigError
+from idl.settings import CoordinatorPeer, DdsSettings
+
+PORT_BASE: Final = 7400
+DOMAIN_GAIN: Final = 250
+PARTICIPANT_GAIN: Final = 2
+UNICAST_META_OFFSET: Final = 10
+"""RTPS well-known ports (DDSI-RTPS 9.6.2.4): 7400 + 250·domain + 10 + 2·participant."""
+PARTICIPANTS_MAX: Final = 119
+"""What fits between two domains' ports; also the number of agents that one host can carry."""
+DOMAIN_MAX: Final = 230
+
+
+def discovery_port(domain: int, index: int) -> int:
+    """UDP port on which participant `index` of `domain` is discovered."""
+    return PORT_BASE + DOMAIN_GAIN * domain + UNICAST_META_OFFSET + PARTICIPANT_GAIN * index
+
+
+def participant_index(domain: int, port: int) -> int:
+    """Inverse of `discovery_port`. Raises ConfigError."""
+    index, odd = divmod(port - discovery_port(domain, 0), PARTICIPANT_GAIN)
+    if odd or not 0 <= index <= PARTICIPANTS_MAX:
+        raise ConfigError(
+            f"dds_port {port} does not belong to DDS domain {domain}; "
+            f"use {discovery_port(domain, 0)} + 2·n, n at most {PARTICIPANTS_MAX}"
+        )
+    return index
+
+
+def resolve(address: str) -> str:
+    """Name → IPv4 address. An unresolvable name in Cyclone's own configuration calls abort()."""
+    try:
+        return str(socket.getaddrinfo(address, None, socket.AF_INET, socket.SOCK_DGRAM)[0][4][0])
+    except OSError as error:
+        raise ConfigError(f"coordinator address {address!r} does not resolve: {error}") from error
+
+
+def _interface(name: str) -> str:
+    attribute = "address" if name[:1].isdigit() else "name"
+    return f'<NetworkInterface {attribute}={quoteattr(name)} multicast="false"/>'
+
+
+def domain_xml(settings: DdsSettings, peers: tuple[CoordinatorPeer, ...], own_port: int) -> str:
+    """Configuration of one process. `own_port` 0: an agent, any free participant index."""
+    index = "auto" if own_port == 0 else str(participant_index(settings.domain, own_port))
+    targets = "".join(
+        f'<Peer Address="{resolve(peer.address)}:{peer.dds_port}" PruneDelay="inf"/>'
+        for peer in peers
+        if peer.dds_port != own_port or resolve(peer.address) != resolve(settings_host(settings))
+    )
+    return f"""<CycloneDDS xmlns="https://cdds.io/config"><Domain Id="any">
+<General><Interfaces>{_interface(settings.interface)}</Interfaces>
+<AllowMulticast>false</AllowMulticast><MaxMessageSize>1400B</MaxMessageSize></General>
+<Discovery><Tag>{escape(settings.tag)}</Tag><ParticipantIndex>{index}</ParticipantIndex>
+<MaxAutoParticipantIndex>{PARTICIPANTS_MAX}</MaxAutoParticipantIndex>
+<Peers AddLocalhost="false">{targets}</Peers>
+<LeaseDuration>{settings.lease_ms} ms</LeaseDuration><SPDPInterval>1s</SPDPInterval></Discovery>
+<Internal><SocketReceiveBufferSize min="default" max="4MB"/><NackDelay>5 ms</NackDelay>
+<HeartbeatInterval min="2 ms" minsched="5 ms" max="1 s">10 ms</HeartbeatInterval>
+<Watermarks><WhcHigh>8MB</WhcHigh><WhcHighInit>8MB</WhcHighInit><WhcAdaptive>false</WhcAdaptive>
+</Watermarks></Internal></Domain></CycloneDDS>"""
+
+
+def settings_host(settings: DdsSettings) -> str:
+    """The address to compare peers with: the interface where it is an address, else loopback."""
+    return settings.interface if settings.interface[:1].isdigit() else "127.0.0.1"
