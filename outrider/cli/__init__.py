@@ -1,0 +1,1 @@
+"""The `outrider` command: one module per group of commands, loaded only when it is used."""
