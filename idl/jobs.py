@@ -144,14 +144,19 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 
 
 def _check_numbers(spec: JobSpec) -> None:
-    _check_range("resources.cpu_millis", spec.resources.cpu_millis, 1, bound.CPU_MILLIS_MAX)
-    _check_range("resources.memory_bytes", spec.resources.memory_bytes, MIB, bound.MEMORY_BYTES_MAX)
+    _check_range("resources.cpu_millis", spec.resources.cpu_millis, 10, bound.CPU_MILLIS_MAX)
+    _check_range(
+        "resources.memory_bytes",
+        spec.resources.memory_bytes,
+        bound.MEMORY_BYTES_MIN,
+        bound.MEMORY_BYTES_MAX,
+    )
     _check_range("resources.gpus", spec.resources.gpus, 0, bound.GPUS_MAX)
     _check_range("limits.wall_ms", spec.limits.wall_ms, 1, bound.WALL_MS_MAX)
     _check_range("limits.grace_ms", spec.limits.grace_ms, 0, 600_000)
     _check_range("limits.pids_max", spec.limits.pids_max, 1, 100_000)
-    _check_range("limits.tmp_bytes", spec.limits.tmp_bytes, 0, bound.MEMORY_BYTES_MAX)
-    _check_range("limits.work_bytes", spec.limits.work_bytes, 0, bound.MEMORY_BYTES_MAX)
+    _check_range("limits.tmp_bytes", spec.limits.tmp_bytes, 1, bound.MEMORY_BYTES_MAX)
+    _check_range("limits.work_bytes", spec.limits.work_bytes, 1, bound.MEMORY_BYTES_MAX)
     _check_range("retry.max_attempts", spec.retry.max_attempts, 1, bound.ATTEMPTS_MAX)
     _check_range("retry.backoff_ms", spec.retry.backoff_ms, 0, bound.WALL_MS_MAX)
     _check_range("retry.backoff_max_ms", spec.retry.backoff_max_ms, 0, bound.WALL_MS_MAX)

@@ -36,6 +36,8 @@ LIVE_JOBS_MAX: Final = 20_000
 INBOX_RECORDS_MAX: Final = 2_000
 """Records read ahead of decisions, per coordinator."""
 
+MEMORY_BYTES_MIN: Final = 8 * MIB
+"""Room for the sandbox's init process and the job's first pages."""
 CPU_MILLIS_MAX: Final = 1_000_000
 MEMORY_BYTES_MAX: Final = 64 * 1024 * GIB
 GPUS_MAX: Final = 1024

@@ -1,0 +1,43 @@
+# The commands of the project. Each does its own set-up; nothing has to be installed before but
+# Python >= 3.11 with venv (and, for the tests on a real Apache Kafka, a JDK 17 and Maven).
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PYTEST_FLAGS ?=
+
+.PHONY: demo test check clean kafka bench lock help
+
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("outrider needs Python >= 3.11, this is %d.%d; set PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv $(VENV) || { echo 'no venv: install it (Debian: apt-get install python3-venv)' >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## a local cluster, hundreds of real jobs, hostile ones, a killed leader, an account
+	$(BIN)/python -m chaos.demo $(DEMO_FLAGS)
+
+test: $(STAMP)  ## every test: pure cores, properties, real brokers, real sandboxes, the demo
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+check: $(STAMP)  ## format, lint, types, who imports whom
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+kafka: $(STAMP)  ## fetch Apache Kafka's jars, so that `outrider up --kafka apache` starts at once
+	$(BIN)/python -m dataplane.broker.apache
+
+bench: $(STAMP)  ## jobs per second and submit-to-running, on both brokers
+	$(BIN)/python -m benchmarks.throughput
+
+lock: $(STAMP)  ## write constraints.txt from what is installed
+	$(BIN)/python -m pip freeze --exclude-editable --disable-pip-version-check > constraints.txt
+
+clean:  ## remove what the commands made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,305 @@
+"""The agent's state machine: intents in, attempts run, statuses out. Pure (STYLE, habit 1).
+
+Fencing (DESIGN, ideas 2 and 6): an intent of an older term, or one addressed to another incarnation
+of this node, is refused; an attempt runs at most once; what ended is remembered until the leader
+says `forget`, so a re-sent assign never runs anything twice.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from idl.control import (
+    AssignIntent,
+    AttemptPhase,
+    AttemptStatus,
+    AttemptView,
+    CancelIntent,
+    ForgetIntent,
+    Intent,
+    IntentItem,
+)
+from idl.errors import InvariantBrokenError
+from idl.ledger import Capacity
+from idl.records import Outcome
+
+ENDED_REMEMBERED_MAX: Final = 50_000
+"""Ended attempts kept for a leader that is away; beyond, the oldest are forgotten (their results
+are in Kafka, and their attempt numbers void any second run's result)."""
+
+Key = tuple[str, int]
+"""(job, attempt)."""
+
+
+class Phase(StrEnum):
+    """Where an attempt is on this node."""
+
+    ACCEPTED = "accepted"
+    RUNNING = "running"
+    REPORTING = "reporting"
+    ENDED = "ended"
+
+
+TRANSITIONS: Final[dict[Phase, frozenset[Phase]]] = {
+    Phase.ACCEPTED: frozenset({Phase.RUNNING, Phase.REPORTING}),
+    Phase.RUNNING: frozenset({Phase.REPORTING}),
+    Phase.REPORTING: frozenset({Phase.ENDED}),
+    Phase.ENDED: frozenset(),
+}
+HOLDING: Final = (Phase.ACCEPTED, Phase.RUNNING)
+"""Phases in which an attempt holds the node's resources."""
+
+
+class IntentReceived(msgspec.Struct, frozen=True, tag=True):
+    """An authenticated intent arrived."""
+
+    intent: Intent
+
+
+class AttemptRunning(msgspec.Struct, frozen=True, tag=True):
+    """The job's own program was started."""
+
+    job: str
+    attempt: int
+
+
+class AttemptEnded(msgspec.Struct, frozen=True, tag=True):
+    """Nothing of the attempt is left on the node; its result is on the way to Kafka."""
+
+    job: str
+    attempt: int
+
+
+class ResultDelivered(msgspec.Struct, frozen=True, tag=True):
+    """Kafka acknowledged the attempt's result."""
+
+    job: str
+    attempt: int
+
+
+class HeartbeatDue(msgspec.Struct, frozen=True, tag=True):
+    """Time for a full status."""
+
+
+Event = IntentReceived | AttemptRunning | AttemptEnded | ResultDelivered | HeartbeatDue
+
+
+class RunAttempt(msgspec.Struct, frozen=True, tag=True):
+    """Fetch the payload, run it in a sandbox, deliver the result."""
+
+    assign: AssignIntent
+    term: int
+
+
+class KillAttempt(msgspec.Struct, frozen=True, tag=True):
+    """End it now."""
+
+    job: str
+    attempt: int
+    why: str
+
+
+class RefuseAttempt(msgspec.Struct, frozen=True, tag=True):
+    """Deliver a result without running anything: the node cannot hold what the job requires."""
+
+    assign: AssignIntent
+    term: int
+    outcome: Outcome
+    detail: str
+
+
+class SendStatus(msgspec.Struct, frozen=True, tag=True):
+    """Tell the leader."""
+
+    status: AttemptStatus
+
+
+Effect = RunAttempt | KillAttempt | RefuseAttempt | SendStatus
+
+
+class _Attempt(msgspec.Struct):
+    assign: AssignIntent
+    phase: Phase
+
+
+class AgentCore:
+    """One per agent process; `step` is the only way in."""
+
+    def __init__(
+        self,
+        pool: str,
+        node: str,
+        incarnation: int,
+        capacity: Capacity,
+        enforces: frozenset[str],
+    ) -> None:
+        self.pool = pool
+        self.node = node
+        self.incarnation = incarnation
+        self.capacity = capacity
+        self.enforces = enforces
+        self.term = 0
+        self.refused_intents: dict[str, int] = {}
+        self._attempts: dict[Key, _Attempt] = {}
+        self._live: dict[Key, AssignIntent] = {}
+        self._changed: dict[Key, AttemptPhase] = {}
+
+    def step(self, event: Event) -> tuple[Effect, ...]:
+        """Takes one fact, returns what to do. Raises InvariantBrokenError on an impossible one."""
+        match event:
+            case IntentReceived(intent=intent):
+                return self._take_intent(intent)
+            case AttemptRunning(job=job, attempt=attempt):
+                self._move((job, attempt), Phase.RUNNING)
+            case AttemptEnded(job=job, attempt=attempt):
+                self._move((job, attempt), Phase.REPORTING)
+            case ResultDelivered(job=job, attempt=attempt):
+                self._move((job, attempt), Phase.ENDED)
+                self._forget_surplus()
+            case HeartbeatDue():
+                self._changed.clear()
+                return (SendStatus(self._status(full=True, views=self._views())),)
+        return ()
+
+    def flush(self) -> tuple[Effect, ...]:
+        """A delta status of what changed since the last one; call once per batch of events."""
+        if not self._changed:
+            return ()
+        views = tuple(
+            AttemptView(job=job, attempt=attempt, phase=phase)
+            for (job, attempt), phase in self._changed.items()
+        )
+        self._changed.clear()
+        return (SendStatus(self._status(full=False, views=views)),)
+
+    @property
+    def live(self) -> tuple[AssignIntent, ...]:
+        """Attempts that hold resources here: accepted or running."""
+        return tuple(self._live.values())
+
+    @property
+    def known(self) -> dict[Key, Phase]:
+        """Every attempt this node remembers."""
+        return {key: attempt.phase for key, attempt in self._attempts.items()}
+
+    def check_invariants(self) -> None:
+        """What runs here never exceeds what the node offers (invariant 5). Raises."""
+        cpu = sum(a.spec.resources.cpu_millis for a in self.live)
+        memory = sum(a.spec.resources.memory_bytes for a in self.live)
+        gpus = [gpu for a in self.live for gpu in a.gpus]
+        if cpu > self.capacity.cpu_millis or memory > self.capacity.memory_bytes:
+            raise InvariantBrokenError(f"node {self.node} over-committed: {cpu}m CPU, {memory} B")
+        if len(gpus) != len(set(gpus)) or not set(gpus) <= set(self.capacity.gpus):
+            raise InvariantBrokenError(f"node {self.node} gave a GPU twice: {gpus}")
+
+    def _take_intent(self, intent: Intent) -> tuple[Effect, ...]:
+        refusal = self._refusal(intent)
+        if refusal:
+            self.refused_intents[refusal] = self.refused_intents.get(refusal, 0) + 1
+            return ()
+        self.term = intent.term
+        effects = [self._take_item(item) for item in intent.items]
+        return tuple(effect for effect in effects if effect is not None)
+
+    def _refusal(self, intent: Intent) -> str:
+        if intent.node != self.node or intent.pool != self.pool:
+            return "not-for-this-node"
+        if intent.node_incarnation != self.incarnation:
+            return "other-incarnation"
+        if intent.term < self.term:
+            return "older-term"
+        return ""
+
+    def _take_item(self, item: IntentItem) -> Effect | None:
+        match item:
+            case AssignIntent():
+                return self._assign(item)
+            case CancelIntent(job=job, attempt=attempt, why=why):
+                known = self._attempts.get((job, attempt))
+                if known is not None and known.phase in HOLDING:
+                    return KillAttempt(job, attempt, why)
+            case ForgetIntent(job=job, attempt=attempt):
+                known = self._attempts.get((job, attempt))
+                if known is not None and known.phase is Phase.ENDED:
+                    del self._attempts[job, attempt]
+                    self._changed.pop((job, attempt), None)
+        return None
+
+    def _assign(self, assign: AssignIntent) -> Effect | None:
+        key = (assign.job, assign.attempt)
+        if key in self._attempts:
+            self._note(key)
+            return None
+        why_not = self._cannot_hold(assign)
+        self._attempts[key] = _Attempt(assign, Phase.ACCEPTED)
+        self._note(key)
+        if why_not:
+            return RefuseAttempt(assign, self.term, "platform", why_not)
+        self._live[key] = assign
+        return RunAttempt(assign, self.term)
+
+    def _cannot_hold(self, assign: AssignIntent) -> str:
+        """Why this attempt must not run here, or "". The leader should have known; we make sure."""
+        missing = sorted(set(required_limits(assign)) - self.enforces)
+        if missing:
+            return f"node {self.node} cannot enforce {', '.join(missing)}"
+        need, live = assign.spec.resources, self.live
+        cpu = need.cpu_millis + sum(a.spec.resources.cpu_millis for a in live)
+        memory = need.memory_bytes + sum(a.spec.resources.memory_bytes for a in live)
+        if cpu > self.capacity.cpu_millis or memory > self.capacity.memory_bytes:
+            return f"node {self.node} would be over-committed"
+        taken = {gpu for a in live for gpu in a.gpus}
+        if taken & set(assign.gpus) or not set(assign.gpus) <= set(self.capacity.gpus):
+            return f"node {self.node} has no free GPU {assign.gpus}"
+        return ""
+
+    def _move(self, key: Key, phase: Phase) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None or phase not in TRANSITIONS[attempt.phase]:
+            was = attempt.phase if attempt is not None else "unknown"
+            raise InvariantBrokenError(f"attempt {key[0]}.{key[1]}: {was} → {phase}")
+        attempt.phase = phase
+        if phase not in HOLDING:
+            self._live.pop(key, None)
+        self._note(key)
+
+    def _note(self, key: Key) -> None:
+        self._changed[key] = _view(self._attempts[key].phase)
+
+    def _views(self) -> tuple[AttemptView, ...]:
+        return tuple(
+            AttemptView(job=job, attempt=number, phase=_view(attempt.phase))
+            for (job, number), attempt in self._attempts.items()
+        )
+
+    def _status(self, *, full: bool, views: tuple[AttemptView, ...]) -> AttemptStatus:
+        return AttemptStatus(
+            pool=self.pool,
+            node=self.node,
+            incarnation=self.incarnation,
+            term=self.term,
+            full=full,
+            attempts=views,
+        )
+
+    def _forget_surplus(self) -> None:
+        if len(self._attempts) <= ENDED_REMEMBERED_MAX:
+            return
+        for key, attempt in list(self._attempts.items()):
+            if attempt.phase is Phase.ENDED:
+                del self._attempts[key]
+                return
+
+
+def required_limits(assign: AssignIntent) -> tuple[str, ...]:
+    """What must be enforced; asking for the host's network waives only the network limit."""
+    isolation = assign.spec.isolation
+    waived = {"network"} if isolation.network == "host" else set()
+    return tuple(name for name in isolation.require if name not in waived)
+
+
+def _view(phase: Phase) -> AttemptPhase:
+    if phase is Phase.ACCEPTED:
+        return "accepted"
+    return "running" if phase is Phase.RUNNING else "ended"
