@@ -1,0 +1,442 @@
+"""The coordinator process: the one driver of the two cores. Events in, effects out.
+
+Nothing is decided here. Election and Coordinator are pure (`controlplane.core`); this file reads
+clocks, DDS and Kafka, hands them facts, and performs what they order, in that order.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Coroutine
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from controlplane.core import events as ev
+from controlplane.core.coordinator import Coordinator
+from controlplane.core.election import Election
+from controlplane.hints import Hints
+from controlplane.intake import Intake, IntakeEvent, Partitions
+from controlplane.metrics import Metrics
+from controlplane.priority import Timing, choose_timing, raise_priority
+from dataplane.dead_letter import fetch_original, write_dead_letter
+from dataplane.kafka import check_reachable
+from dataplane.ledger import LedgerReader, LedgerWriter
+from dataplane.process import (
+    Readiness,
+    configure_logging,
+    monotonic_ms,
+    new_incarnation,
+    now_ms,
+    run_process,
+    serve_metrics,
+)
+from dataplane.producer import RecordProducer
+from dataplane.tail import watermarks
+from idl.control import (
+    AttemptStatus,
+    Ballot,
+    BallotReply,
+    Beacon,
+    ControlBody,
+    NodeReport,
+)
+from idl.dds import topics
+from idl.dds.link import ControlLink
+from idl.errors import OutriderError, PlatformFaultError
+from idl.ids import Incarnation, scheduler_role
+from idl.ledger import LedgerEntry
+from idl.records import DeadLetter
+from idl.settings import ClusterSettings, load_cluster
+from idl.topics import TopicNames
+
+BACKLOG_EVERY_S: Final = 1.0
+"""How often the leader asks Kafka for the ends of the queues (queue depth, metrics)."""
+HAND_OVER_S: Final = 0.3
+"""After SIGTERM a leader announces that it steps down and gives the announcement time to leave."""
+DEAD_LETTER_RETRY_S: Final = 1.0
+
+log = logging.getLogger("coordinator")
+
+
+class CoordinatorProcess:
+    """One coordinator. Construct, then `run`."""
+
+    def __init__(
+        self, settings: ClusterSettings, name: str, timing: Timing, readiness: Readiness
+    ) -> None:
+        self._settings = settings
+        self._own = settings.coordinator(name)
+        self._readiness = readiness
+        self._epoch_offset_ms = now_ms() - monotonic_ms()
+        incarnation = Incarnation(new_incarnation())
+        self._election = Election(
+            role=scheduler_role(settings.pool),
+            member=name,
+            members=tuple(peer.name for peer in settings.coordinators),
+            incarnation=incarnation,
+            heartbeat_ms=timing.heartbeat_ms,
+            timeout_ms=timing.timeout_ms,
+            preference=self._own.preference,
+            seed=incarnation,
+            now_ms=self._now(),
+        )
+        self._core = Coordinator(
+            pool=settings.pool,
+            name=name,
+            incarnation=incarnation,
+            queues=settings.queues,
+            timing=settings.nodes,
+        )
+        self._metrics = Metrics(name, settings.pool)
+        self._work: deque[tuple[str, Any]] = deque()
+        self._pumping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._failure: asyncio.Future[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._applied = 0
+        self._goal = 0
+        self._link = ControlLink(
+            settings,
+            name,
+            incarnation,
+            own_port=self._own.dds_port,
+            reads=(
+                topics.BALLOT,
+                topics.BALLOT_REPLY,
+                topics.BEACON,
+                topics.ATTEMPT_STATUS,
+                topics.NODE_REPORT,
+            ),
+            writes=(
+                topics.BALLOT,
+                topics.BALLOT_REPLY,
+                topics.BEACON,
+                topics.INTENT,
+                topics.QUEUE_STATE,
+            ),
+            receive=self._hear,
+            now_ms=now_ms,
+        )
+
+    def _now(self) -> int:
+        """Epoch ms that never go back within this process (see `controlplane.core.events`)."""
+        return self._epoch_offset_ms + monotonic_ms()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Runs until `stopping`. Raises OutriderError where the process cannot go on."""
+        loop = asyncio.get_running_loop()
+        self._failure = loop.create_future()
+        kafka = self._settings.kafka
+        await loop.run_in_executor(None, check_reachable, kafka)
+        partitions = await loop.run_in_executor(None, partitions_of, self._settings)
+        self._producer = RecordProducer(kafka, name="coordinator")
+        self._writer = LedgerWriter(kafka, self._settings.pool)
+        self._intake = Intake(kafka, partitions, self._take_in, self._fail)
+        self._reader = LedgerReader(
+            kafka,
+            self._settings.pool,
+            0,
+            self._read_ledger,
+            loop=loop,
+            on_error=self._fail,
+        )
+        self._reader.start()
+        self._goal = await self._reader.end_offset()
+        self._link.start()
+        self._note_progress()
+        try:
+            async with asyncio.TaskGroup() as group:
+                hints = Hints(self._own, self._settings.coordinators, self._peer_gone)
+                running = [
+                    group.create_task(hints.run()),
+                    group.create_task(self._measure_backlog()),
+                ]
+                self._pump()
+                await self._until_stopped(stopping)
+                await self._hand_over()
+                for task in running:
+                    task.cancel()
+        finally:
+            await self._close()
+
+    async def _until_stopped(self, stopping: asyncio.Event) -> None:
+        assert self._failure is not None
+        stopped = asyncio.ensure_future(stopping.wait())
+        await asyncio.wait({stopped, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if self._failure.done():
+            self._failure.result()
+
+    async def _hand_over(self) -> None:
+        log.info("stopping")
+        if self._election.leading:
+            self._to_election(ev.StepDown(reason="shutdown"))
+            await asyncio.sleep(HAND_OVER_S)
+
+    async def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        self._intake.close()
+        self._link.close()
+        await self._reader.aclose()
+        await self._writer.aclose()
+        await self._producer.aclose()
+
+    # --- facts in -----------------------------------------------------------------------------
+
+    def _hear(self, bodies: list[ControlBody]) -> None:
+        for body in bodies:
+            match body:
+                case Ballot():
+                    self._work.append(("election", ev.BallotReceived(ballot=body)))
+                case BallotReply():
+                    self._work.append(("election", ev.BallotReplyReceived(reply=body)))
+                case Beacon():
+                    self._work.append(("election", ev.BeaconReceived(beacon=body)))
+                case NodeReport():
+                    self._work.append(("core", ev.NodeReported(report=body)))
+                case AttemptStatus():
+                    self._work.append(("core", ev.StatusReported(status=body)))
+                case _:
+                    log.warning("unexpected control body", extra={"kind": type(body).__name__})
+        self._pump()
+
+    def _read_ledger(self, entries: list[tuple[int, LedgerEntry]]) -> None:
+        for offset, entry in entries:
+            self._work.append(("core", ev.LedgerRead(offset=offset, entry=entry)))
+        self._pump()
+        self._applied = entries[-1][0] + 1
+        self._reader.done(len(entries))
+        self._note_progress()
+        self._pump()
+
+    def _note_progress(self) -> None:
+        caught_up = self._applied >= self._goal
+        if caught_up and not self._readiness.ready:
+            self._readiness.have("ledger")
+            log.info("caught up with the ledger", extra={"offset": self._applied})
+        self._work.append(
+            (
+                "election",
+                ev.LedgerAdvanced(
+                    term=self._core.state.term, next_offset=self._applied, caught_up=caught_up
+                ),
+            )
+        )
+
+    def _take_in(self, events: list[IntakeEvent]) -> None:
+        self._work.extend(("core", event) for event in events)
+        self._pump()
+
+    def _peer_gone(self, peer: str) -> None:
+        self._to_election(ev.PeerGone(peer=peer))
+
+    def _to_election(self, event: ev.ElectionEvent) -> None:
+        self._work.append(("election", event))
+        self._pump()
+
+    def _to_core(self, event: ev.CoordinatorEvent) -> None:
+        self._work.append(("core", event))
+        self._pump()
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Hands every waiting fact to its core and performs the effects, in order."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._work:
+                machine, event = self._work.popleft()
+                if machine == "election":
+                    for effect in self._election.step(event, self._now()):
+                        self._perform_election(effect)
+                else:
+                    for order in self._core.step(event, self._now()):
+                        self._perform(order)
+        except OutriderError as error:
+            self._fail(error)
+        finally:
+            self._pumping = False
+        self._metrics.observe(self._core, self._election, self._link.counts())
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        now = self._now()
+        wakeup = min(self._election.next_wakeup_ms(now), self._core.next_wakeup_ms(now))
+        delay_s = max(0, wakeup - now) / 1000
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
+
+    def _tick(self) -> None:
+        self._work.append(("election", ev.Tick()))
+        self._work.append(("core", ev.Tick()))
+        self._pump()
+
+    # --- effects out --------------------------------------------------------------------------
+
+    def _perform_election(self, effect: ev.ElectionEffect) -> None:
+        match effect:
+            case ev.SendBallot(ballot=ballot):
+                self._link.send(topics.BALLOT, ballot, ballot.term)
+            case ev.SendBallotReply(reply=reply):
+                self._link.send(topics.BALLOT_REPLY, reply, reply.term)
+            case ev.SendBeacon(beacon=beacon):
+                self._link.send(topics.BEACON, beacon, beacon.term)
+            case ev.TakeRole(term=term):
+                log.info("elected", extra={"term": term})
+                self._work.append(("core", ev.RoleWon(term=term)))
+            case ev.LoseRole(reason=reason):
+                log.info("no longer elected", extra={"reason": reason})
+                self._work.append(("core", ev.RoleLost(reason=reason)))
+
+    def _perform(self, effect: ev.CoordinatorEffect) -> None:
+        match effect:
+            case ev.Append(entry=entry):
+                self._append(entry)
+            case ev.SendIntent(intent=intent):
+                self._link.send(topics.INTENT, intent, intent.term)
+            case ev.OpenIntake(term=term, positions=positions):
+                self._intake.open(term, positions)
+            case ev.CloseIntake():
+                self._intake.close()
+            case ev.SetIntake():
+                self._intake.set(effect)
+            case ev.WriteDeadLetter(letter=letter):
+                self._spawn(self._store_dead_letter(letter))
+            case ev.PublishQueueState(state=state):
+                self._link.send(topics.QUEUE_STATE, state, state.term)
+                self._metrics.queue(state)
+            case ev.ShowKafka(stalled=stalled, reason=reason):
+                log.warning("kafka", extra={"stalled": stalled, "reason": reason})
+                self._work.append(("election", ev.KafkaShown(stalled=stalled)))
+            case ev.Leading(term=term):
+                log.info("leading", extra={"term": term})
+            case ev.Resign(reason=reason):
+                log.warning("resigning", extra={"reason": reason})
+                self._work.append(("election", ev.StepDown(reason=reason)))
+
+    def _append(self, entry: LedgerEntry) -> None:
+        future = self._writer.append(entry)
+        future.add_done_callback(partial(self._appended, entry))
+
+    def _appended(self, entry: LedgerEntry, future: "asyncio.Future[int]") -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            return
+        retryable = isinstance(error, PlatformFaultError) and error.retryable
+        self._to_core(
+            ev.AppendFailed(term=entry.term, seq=entry.seq, retryable=retryable, reason=str(error))
+        )
+
+    async def _store_dead_letter(self, letter: DeadLetter) -> None:
+        loop = asyncio.get_running_loop()
+        kafka = self._settings.kafka
+        while True:
+            try:
+                original, content_type = await loop.run_in_executor(
+                    None, fetch_original, kafka, letter.source
+                )
+                whole = with_original(letter, original, content_type)
+                await write_dead_letter(self._producer, kafka, whole)
+            except PlatformFaultError as error:
+                log.warning("dead letter not stored yet", extra={"reason": str(error)})
+                await asyncio.sleep(DEAD_LETTER_RETRY_S)
+            else:
+                self._to_core(ev.DeadLetterWritten(key=letter.key))
+                return
+
+    async def _measure_backlog(self) -> None:
+        while True:
+            await asyncio.sleep(BACKLOG_EVERY_S)
+            try:
+                backlog = await self._intake.backlog()
+            except PlatformFaultError as error:
+                log.warning("queue depth unknown", extra={"reason": str(error)})
+                continue
+            for queue, unread in backlog.items():
+                self._to_core(ev.BacklogMeasured(queue=queue, unread=unread))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_exception(error)
+
+
+def with_original(letter: DeadLetter, original: bytes | None, content_type: str) -> DeadLetter:
+    """The letter with the submission's own bytes."""
+    from msgspec.structs import replace
+
+    return replace(letter, original=original, content_type=content_type)
+
+
+def partitions_of(settings: ClusterSettings) -> Partitions:
+    """Every partition that a leader reads. Raises BrokerUnavailableError, PlatformFaultError."""
+    names = TopicNames(settings.kafka.prefix)
+    topic_names = [
+        *(names.queue(queue) for queue in settings.queues),
+        names.results,
+        names.commands,
+    ]
+    return tuple(
+        (topic, partition)
+        for topic in topic_names
+        for partition in sorted(watermarks(settings.kafka, topic))
+    )
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="outrider-coordinator", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="cluster file")
+    parser.add_argument("--name", required=True, help="which coordinator of the file this is")
+    parser.add_argument("--metrics-address", default="127.0.0.1")
+    parser.add_argument("--metrics-port", type=int, default=0, help="0: no /metrics, no /ready")
+    parser.add_argument("--log-level", default="INFO")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Exit codes: 0 stopped, 1 platform fault, 2 configuration."""
+    options = _arguments(sys.argv[1:] if argv is None else argv)
+    configure_logging(options.name, options.log_level)
+
+    async def serve(stopping: asyncio.Event) -> None:
+        settings = load_cluster(options.config, os.environ)
+        timing = choose_timing(raise_priority(), settings.election)
+        log.info("election timing", extra=timing._asdict())
+        if len(settings.coordinators) == 1:
+            log.warning("one coordinator alone: not redundant")
+        readiness = Readiness({"ledger"})
+        stop_metrics = None
+        if options.metrics_port:
+            stop_metrics = serve_metrics(options.metrics_address, options.metrics_port, readiness)
+        try:
+            await CoordinatorProcess(settings, options.name, timing, readiness).run(stopping)
+        finally:
+            if stop_metrics is not None:
+                stop_metrics()
+
+    return run_process("outrider-coordinator", serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

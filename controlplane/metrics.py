@@ -1,0 +1,49 @@
+"""Prometheus metrics of a coordinator: what an operator watches, read off the cores' state."""
+
+from prometheus_client import Counter, Gauge
+
+from controlplane.core.coordinator import Coordinator
+from controlplane.core.election import Election
+from idl.control import QueueState
+
+
+class Metrics:
+    """One set per process."""
+
+    def __init__(self, name: str, pool: str) -> None:
+        labels = {"coordinator": name, "pool": pool}
+        names = list(labels)
+        self._term = Gauge("outrider_term", "Highest valid term applied.", names).labels(**labels)
+        self._leading = Gauge("outrider_leading", "1 while this process leads.", names).labels(
+            **labels
+        )
+        self._offset = Gauge(
+            "outrider_ledger_offset", "Next ledger offset to apply.", names
+        ).labels(**labels)
+        self._stalled = Gauge(
+            "outrider_kafka_stalled", "1 while the ledger takes no appends.", names
+        ).labels(**labels)
+        self._refused = Counter(
+            "outrider_control_messages_refused", "Refused control messages.", [*names, "reason"]
+        )
+        self._depth = Gauge("outrider_queue_jobs", "Jobs by queue and state.", ["queue", "state"])
+        self._labels = labels
+        self._counted: dict[str, int] = {}
+
+    def observe(self, core: Coordinator, election: Election, refused: dict[str, int]) -> None:
+        """Reads what changed since the last call; cheap enough for every turn of the loop."""
+        self._term.set(core.state.term)
+        self._leading.set(1 if core.leading else 0)
+        self._offset.set(core.state.next_offset)
+        self._stalled.set(1 if core.kafka_stalled else 0)
+        for reason, count in refused.items():
+            grown = count - self._counted.get(reason, 0)
+            if grown:
+                self._refused.labels(**self._labels, reason=reason).inc(grown)
+                self._counted[reason] = count
+
+    def queue(self, state: QueueState) -> None:
+        """One queue as the leader published it."""
+        self._depth.labels(state.queue, "pending").set(state.pending)
+        self._depth.labels(state.queue, "running").set(state.running)
+        self._depth.labels(state.queue, "unread").set(state.unread)
