@@ -52,7 +52,10 @@ def free_dds_domain(participants: int, start: int) -> int:
     Participants take two ports each (discovery, data). Raises PlatformFaultError.
     """
     low = _DOMAINS_BELOW_EPHEMERAL + 1
-    order = [*((start + step) % low for step in range(low)), *range(low, DDS_DOMAIN_MAX + 1)]
+    order: list[int] = [
+        *((start + step) % low for step in range(low)),
+        *range(low, DDS_DOMAIN_MAX + 1),
+    ]
     for domain in order:
         first = coordinator_dds_port(domain, 0)
         ports = range(first, first + 2 * (participants + _SPARE_DDS_PORTS))
@@ -90,7 +93,7 @@ def _cgroup_limits(root: Path) -> Iterable[int]:
 
 def host_memory_bytes(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
     """Physical memory, or less where the cgroup of this container allows less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES"))
     return min([total, *_cgroup_limits(cgroup_root)])
 
 

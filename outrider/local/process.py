@@ -136,9 +136,9 @@ def python_module(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
-def find_marked(mark: str) -> list[Identity]:
-    """Processes of this user that `spawn` started with `mark` (their children carry it too)."""
-    wanted = f"{MARK_VARIABLE}={mark}".encode()
+def find_marked(prefix: str) -> list[Identity]:
+    """Processes of this user that `spawn` started with a mark like this, and their children."""
+    wanted = f"{MARK_VARIABLE}={prefix}".encode()
     found = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -148,7 +148,7 @@ def find_marked(mark: str) -> list[Identity]:
             variables = (folder / "environ").read_bytes().split(b"\0")
         except OSError:  # another user's, or already gone
             continue
-        if identity is not None and wanted in variables:
+        if identity is not None and any(text.startswith(wanted) for text in variables):
             found.append(identity)
     return found
 

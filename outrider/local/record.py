@@ -30,6 +30,7 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     log: str
     metrics_port: int = 0
     note: str = ""
+    env: dict[str, str] = {}
     identity: Identity | None = None
 
     @property
@@ -46,6 +47,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     phase: Literal["starting", "up"]
     started_ms: int
     kafka: str
+    durable: bool = False
     processes: tuple[ProcessRecord, ...] = ()
 
     def process(self, name: str) -> ProcessRecord:
@@ -86,6 +88,11 @@ class Layout(NamedTuple):
         return self.folder / "run.json"
 
     @property
+    def lock_file(self) -> Path:
+        """Held (flock) while `up` or `down` works."""
+        return self.folder / "lock"
+
+    @property
     def logs(self) -> Path:
         """One file per process."""
         return self.folder / "logs"
@@ -100,9 +107,10 @@ class Layout(NamedTuple):
         """Data of a broker that we start."""
         return self.folder / "broker"
 
-    def mark(self, process: str) -> str:
-        """The mark by which a process of this cluster is found again."""
-        return f"{self.folder}:{process}"
+    @property
+    def mark(self) -> str:
+        """What the marks of this cluster's processes start with (`process.MARK_VARIABLE`)."""
+        return f"{self.folder}:"
 
     def read_run(self) -> RunRecord | None:
         """The run record, or None where nothing was started. Raises ConfigError."""

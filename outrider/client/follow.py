@@ -1,0 +1,186 @@
+"""Following the ledger once per client: one tail, one gate, any number of jobs.
+
+Validity is decided by `TermGate`, as everywhere. A gate normally starts at the first entry; a
+client that only follows jobs it is about to submit starts at the end, so its gate is seeded from
+the last entries (`seed_gate`) instead of the whole history.
+"""
+
+import threading
+from typing import Final
+
+from dataplane.core.validity import TermGate
+from dataplane.ledger import LedgerReader, read_ledger
+from dataplane.tail import watermarks
+from idl.errors import PlatformFaultError
+from idl.ids import PoolName
+from idl.ledger import Decision, LedgerEntry
+from idl.settings import ClusterSettings, KafkaSettings
+from idl.topics import TopicNames
+from outrider.client.progress import JobProgress, job_of
+
+SEED_ENTRIES: Final = 512
+"""Entries looked at to seed a gate: many times what a deposed leader can still have in flight."""
+SEED_GROWTH: Final = 8
+
+
+def ledger_end(kafka: KafkaSettings, pool: PoolName) -> int:
+    """The next ledger offset to be written. Raises BrokerUnavailableError."""
+    return watermarks(kafka, TopicNames(kafka.prefix).ledger(pool))[0][1]
+
+
+def seed_gate(kafka: KafkaSettings, pool: PoolName, end: int) -> TermGate:
+    """A gate that judges entries from `end` on, without reading all that came before.
+
+    A leader appends its second entry only after it read its first, `TermStarted`, back as valid.
+    So the newest term that shows an entry with seq > 1 was really started, by that entry's
+    leader, and a newer one shows itself by a `TermStarted` of its own. Where the look back holds
+    nothing but first entries it is widened, at last to the whole ledger.
+    """
+    span = SEED_ENTRIES
+    while True:
+        start = max(0, end - span)
+        gate = TermGate()
+        entries = read_ledger(kafka, pool, start, end)
+        if start == 0:
+            for offset, entry in entries:
+                gate.judge(offset, entry)
+            return gate
+        if _seed(gate, [entry for _, entry in entries]):
+            gate.next_offset = end
+            return gate
+        span *= SEED_GROWTH
+
+
+def _seed(gate: TermGate, entries: list[LedgerEntry]) -> bool:
+    newest = max((entry.term for entry in entries), default=0)
+    for entry in entries:
+        if entry.term == newest and entry.seq > 1:
+            gate.term, gate.leader, gate.incarnation = newest, entry.leader, entry.incarnation
+            gate.seq = max(gate.seq, entry.seq)
+    return gate.seq > 0
+
+
+class Follower:
+    """Tails the ledger on a thread of its own and moves the jobs it was asked to watch.
+
+    Safe from any thread. After a failure of the tail every job not ended fails with it.
+    """
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        """Connects; from here on no decision is missed. Raises BrokerUnavailableError."""
+        self._kafka, self._pool = settings.kafka, settings.pool
+        self._lock = threading.Lock()
+        self._jobs: dict[str, JobProgress] = {}
+        self._failure: PlatformFaultError | None = None
+        self.stalled = ""
+        """Why no broker answers right now; empty while one does."""
+        start = ledger_end(self._kafka, self._pool)
+        self._gate = seed_gate(self._kafka, self._pool, start)
+        self._reader = LedgerReader(
+            self._kafka,
+            self._pool,
+            start,
+            self._read,
+            on_error=self._fail,
+            on_stall=self._stall,
+        )
+        self._reader.start()
+
+    def watch(self, job: str) -> JobProgress:
+        """Follows a job that is about to be submitted (or is watched already)."""
+        with self._lock:
+            return self._watched(job)
+
+    def _watched(self, job: str) -> JobProgress:
+        progress = self._jobs.get(job)
+        if progress is None:
+            progress = self._jobs[job] = JobProgress(job)
+            if self._failure is not None:
+                progress.ended.set_exception(self._failure)
+        return progress
+
+    def forget(self, job: str) -> None:
+        """Follows a job no longer: its memory is given back."""
+        with self._lock:
+            self._jobs.pop(job, None)
+
+    def recall(self, job: str) -> JobProgress | None:
+        """Follows a job from its first decision on: reads the whole ledger once.
+
+        None where the ledger does not know it. Raises BrokerUnavailableError, LedgerCorruptError.
+        """
+        with self._lock:
+            known = self._jobs.get(job)
+            if known is not None:
+                return known
+            progress = self._watched(job)
+            progress.held = []
+        try:
+            found = self._read_past(progress)
+        except BaseException:
+            self.forget(job)
+            raise
+        with self._lock:
+            for offset, at_ms, decision in progress.held:
+                if offset >= progress.next_offset:
+                    progress.apply(at_ms, decision)
+                    found = True
+            progress.held = None
+        if not found:
+            self.forget(job)
+            return None
+        return progress
+
+    def _read_past(self, progress: JobProgress) -> bool:
+        gate, found = TermGate(), False
+        for offset, entry in read_ledger(self._kafka, self._pool):
+            if gate.judge(offset, entry).valid:
+                for decision in entry.decisions:
+                    if job_of(decision) == progress.job:
+                        progress.apply(entry.at_ms, decision)
+                        found = True
+            progress.next_offset = offset + 1
+        return found
+
+    def _read(self, entries: list[tuple[int, LedgerEntry]]) -> None:
+        for offset, entry in entries:
+            verdict = self._gate.judge(offset, entry)
+            if verdict.reason == "term_not_started":
+                # Either a zombie, or the gate was seeded wrongly: the whole ledger knows.
+                self._gate = _gate_from_start(self._kafka, self._pool, offset)
+                verdict = self._gate.judge(offset, entry)
+            if verdict.valid:
+                with self._lock:
+                    for decision in entry.decisions:
+                        self._move(offset, entry.at_ms, decision)
+        self._reader.done(len(entries))
+
+    def _move(self, offset: int, at_ms: int, decision: Decision) -> None:
+        progress = self._jobs.get(job_of(decision))
+        if progress is None:
+            return
+        if progress.held is not None:
+            progress.held.append((offset, at_ms, decision))
+        else:
+            progress.apply(at_ms, decision)
+
+    def _fail(self, error: PlatformFaultError) -> None:
+        with self._lock:
+            self._failure = error
+            waiting = [p for p in self._jobs.values() if not p.ended.done()]
+        for progress in waiting:
+            progress.ended.set_exception(error)
+
+    def _stall(self, stalled: bool, reason: str) -> None:
+        self.stalled = reason if stalled else ""
+
+    def close(self) -> None:
+        """Stops following; jobs not ended never resolve. Idempotent."""
+        self._reader.close()
+
+
+def _gate_from_start(kafka: KafkaSettings, pool: PoolName, end: int) -> TermGate:
+    gate = TermGate()
+    for offset, entry in read_ledger(kafka, pool, 0, end):
+        gate.judge(offset, entry)
+    return gate

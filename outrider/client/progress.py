@@ -1,0 +1,166 @@
+"""One job as its submitter follows it: valid ledger decisions in, phase and end out. Pure.
+
+Smaller than `dataplane.core.state.PoolState` on purpose: a client follows its own jobs and may
+start in the middle of the ledger, where a whole pool cannot be folded.
+"""
+
+from concurrent.futures import Future
+
+import msgspec
+
+from dataplane.core.jobs import Phase
+from idl.jobs import SourceRef
+from idl.ledger import (
+    Assigned,
+    Cancelled,
+    DeadLettered,
+    Decision,
+    Finished,
+    Ingested,
+    Rejected,
+    Released,
+    RetryScheduled,
+    Started,
+    Waiting,
+)
+from idl.records import AttemptStory
+from outrider.client.errors import (
+    JobCancelledError,
+    JobEndedError,
+    JobFailedError,
+    JobRejectedError,
+)
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A job at one moment. `phase` is None until a leader has read the submission."""
+
+    job: str
+    phase: Phase | None
+    attempt: int = 0
+    node: str = ""
+    why: str = ""
+    attempts: tuple[AttemptStory, ...] = ()
+
+
+class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """How it ended. `source`: the result record of the last attempt, where it wrote one."""
+
+    job: str
+    phase: Phase
+    at_ms: int
+    attempt: int
+    code: str = ""
+    reason: str = ""
+    attempts: tuple[AttemptStory, ...] = ()
+
+    @property
+    def source(self) -> SourceRef | None:
+        """The result record of the last attempt."""
+        return self.attempts[-1].result if self.attempts else None
+
+    @property
+    def succeeded(self) -> bool:
+        """True where the job has its one result."""
+        return self.phase is Phase.FINISHED
+
+    def error(self) -> JobEndedError | None:
+        """What `result()` raises; None where the job succeeded."""
+        if self.succeeded:
+            return None
+        if self.phase is Phase.CANCELLED:
+            return JobCancelledError(self.job, self.reason)
+        return JobFailedError(self.job, self.code, self.reason, self.attempts)
+
+
+class JobProgress:
+    """Mutated by `apply` alone, under its follower's lock. `ended` resolves once.
+
+    It gets a `JobEnd`, or raises JobRejectedError (nothing of it ran) or PlatformFaultError (the
+    ledger cannot be followed any more).
+    """
+
+    __slots__ = (
+        "_node", "attempt", "attempts", "ended", "held", "job", "next_offset", "phase", "source",
+        "why",
+    )  # fmt: skip
+
+    def __init__(self, job: str) -> None:
+        self.job = job
+        self.phase: Phase | None = None
+        self.attempt = 0
+        self.why = ""
+        self.attempts: list[AttemptStory] = []
+        self.ended: Future[JobEnd] = Future()
+        self.next_offset = 0
+        """Decisions below it were applied already."""
+        self.held: list[tuple[int, int, Decision]] | None = None
+        """Decisions that arrived while the ledger's past is still being read."""
+        self.source: SourceRef | None = None
+        """This submission's own record; None for a job that somebody else submitted."""
+        self._node = ""
+
+    def status(self) -> JobStatus:
+        """What is known now."""
+        return JobStatus(
+            job=self.job, phase=self.phase, attempt=self.attempt, node=self._node, why=self.why,
+            attempts=tuple(self.attempts),
+        )  # fmt: skip
+
+    def apply(self, at_ms: int, decision: Decision) -> None:
+        """Takes one valid decision about this job."""
+        match decision:
+            case Ingested():
+                self.phase = Phase.PENDING
+            case Rejected() if self._is_ours(decision):
+                self._reject(decision)
+            case Waiting():
+                self.why = f"{decision.code}: {decision.message}"
+            case Assigned():
+                self.phase, self.why = Phase.ASSIGNED, ""
+                self.attempt, self._node = decision.attempt, decision.node
+            case Started():
+                self.phase = Phase.RUNNING
+            case Released():
+                self.attempts.append(_story(decision, self._node))
+            case RetryScheduled():
+                self.phase, self.why = Phase.BACKING_OFF, decision.reason
+            case Finished():
+                self._end(Phase.FINISHED, at_ms)
+            case DeadLettered():
+                self._end(Phase.DEAD, at_ms, decision.code, decision.reason)
+            case Cancelled():
+                self._end(Phase.CANCELLED, at_ms, "cancelled", decision.by)
+
+    def _is_ours(self, rejected: Rejected) -> bool:
+        """Another submission under the same id is refused without touching this job."""
+        return self.source == rejected.source or (self.source is None and self.phase is None)
+
+    def _reject(self, rejected: Rejected) -> None:
+        if not self.ended.done():
+            self.ended.set_exception(JobRejectedError(self.job, rejected.code, rejected.reason))
+
+    def _end(self, phase: Phase, at_ms: int, code: str = "", reason: str = "") -> None:
+        self.phase = phase
+        if not self.ended.done():
+            self.ended.set_result(
+                JobEnd(
+                    job=self.job, phase=phase, at_ms=at_ms, attempt=self.attempt, code=code,
+                    reason=reason, attempts=tuple(self.attempts),
+                )
+            )  # fmt: skip
+
+
+def _story(released: Released, node: str) -> AttemptStory:
+    return AttemptStory(
+        attempt=released.attempt, node=node, outcome=released.outcome, detail=released.detail,
+        exit_code=released.exit_code, result=released.source,
+    )  # fmt: skip
+
+
+def job_of(decision: Decision) -> str:
+    """The job that a decision is about; "" where it is about none."""
+    if isinstance(decision, Ingested):
+        return decision.job.id
+    job = getattr(decision, "job", "")
+    return job if isinstance(job, str) else ""

@@ -1,0 +1,108 @@
+"""Waiting until a local cluster works: all are ready, a leader leads, every node was seen."""
+
+import http.client
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from idl.errors import OutriderError
+from idl.settings import ClusterSettings
+from outrider.local.machine import LOOPBACK
+from outrider.local.process import is_alive
+from outrider.local.record import ProcessRecord
+
+POLL_S: Final = 0.05
+"""Between two looks: start-up takes a second or two, a look costs under a millisecond."""
+REQUEST_TIMEOUT_S: Final = 2.0
+
+
+class NotReadyError(OutriderError):
+    """It will not become ready, or not in time. `process` names the guilty one, where known."""
+
+    def __init__(self, message: str, process: str = "") -> None:
+        super().__init__(message)
+        self.process = process
+
+
+def ask_ready(port: int) -> tuple[bool, str]:
+    """Whether /ready on this port says yes, and otherwise what it waits for."""
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=REQUEST_TIMEOUT_S)
+    try:
+        connection.request("GET", "/ready")
+        answer = connection.getresponse()
+        body = json.loads(answer.read() or b"{}")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return False, f"no answer on port {port} ({type(error).__name__})"
+    finally:
+        connection.close()
+    waiting = ", ".join(body.get("waiting_for", ())) if isinstance(body, dict) else ""
+    return answer.status == http.HTTPStatus.OK, waiting
+
+
+def _check_alive(record: ProcessRecord, exit_code: Callable[[str], int | None]) -> None:
+    code = exit_code(record.name)
+    if code is not None:
+        raise NotReadyError(
+            f"{record.role} {record.name} ended with exit code {code} while starting; "
+            f"its log is {record.log}",
+            record.name,
+        )
+    if record.identity is None or not is_alive(record.identity):
+        raise NotReadyError(f"{record.role} {record.name} ended; see {record.log}", record.name)
+
+
+def wait_ready(
+    records: Sequence[ProcessRecord],
+    deadline: float,
+    exit_code: Callable[[str], int | None],
+    progress: Callable[[str], None],
+) -> None:
+    """Returns once all answer /ready with yes. Raises NotReadyError (ended, or past `deadline`)."""
+    waiting = {record.name: record for record in records}
+    progress(f"waiting for {', '.join(waiting)}")
+    while waiting:
+        reason = ""
+        for record in list(waiting.values()):
+            _check_alive(record, exit_code)
+            ready, reason = ask_ready(record.metrics_port)
+            if ready:
+                del waiting[record.name]
+        if not waiting:
+            return
+        if time.monotonic() > deadline:
+            late = next(iter(waiting.values()))
+            _, reason = ask_ready(late.metrics_port)
+            raise NotReadyError(
+                f"{late.role} {late.name} is not ready in time: it waits for "
+                f"{reason or 'something unknown'}; its log is {late.log}",
+                late.name,
+            )
+        time.sleep(POLL_S)
+
+
+def wait_led(
+    settings: ClusterSettings,
+    nodes: set[str],
+    deadline: float,
+    progress: Callable[[str], None],
+) -> None:
+    """Returns once the ledger names a leader and has seen all `nodes`. Raises NotReadyError."""
+    from outrider.client.view import LedgerView
+
+    view = LedgerView(settings)
+    progress("waiting for a leader")
+    told = False
+    while True:
+        view.advance()
+        state = view.state
+        missing = sorted(nodes - state.nodes.keys())
+        if view.leader and not told:
+            progress(f"{view.leader} leads in term {state.term}; waiting for nodes")
+            told = True
+        if view.leader and not missing:
+            return
+        if time.monotonic() > deadline:
+            what = f"the leader has not seen {', '.join(missing)}" if told else "no leader"
+            raise NotReadyError(f"{what} in time", missing[0] if told else "")
+        time.sleep(POLL_S)
