@@ -1,0 +1,439 @@
+"""Control groups of jobs, on v2 and on v1 or hybrid hosts.
+
+Layout: ``<own cgroup>/outrider-<instance>.<random>/<job>`` in every hierarchy used. The instance
+directory is locked (flock) while its launcher lives; a directory whose lock is free was left behind
+by a launcher that died, and the next start sweeps it. Nothing without our prefix is ever touched.
+Directories are reached through descriptors, because the launcher pivots away from the host's root.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+
+PREFIX = "outrider-"
+# Where the agent itself moves when its own v2 cgroup must hand controllers to children.
+SELF_LEAF = PREFIX + "self"
+CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "devices")
+# CFS bandwidth period; the kernel's default, and long enough that 10 millis stay above its 1 ms.
+CPU_PERIOD_US = 100_000
+# Killing what a dead launcher left takes one pass per fork it races with; give up after this.
+SWEEP_S_MAX = 5.0
+_READ_MAX = 1 << 16
+
+_CREATED = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def write_at(dir_fd: int, name: str, text: str) -> None:
+    """Write one cgroup file."""
+    fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def read_at(dir_fd: int, name: str) -> str:
+    """Read one cgroup file; empty when this kernel has no such file."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return ""
+    try:
+        return os.read(fd, _READ_MAX).decode()
+    finally:
+        os.close(fd)
+
+
+def _write_if_present(dir_fd: int, name: str, text: str) -> None:
+    try:
+        write_at(dir_fd, name, text)
+    except FileNotFoundError:
+        return  # e.g. no swap accounting in this kernel: then there is nothing to limit
+
+
+def keyed_value(text: str, key: str) -> int:
+    """The number after ``key`` in a flat keyed file (memory.events, cpu.stat, oom_control)."""
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 2 and words[0] == key:
+            return int(words[1])
+    return 0
+
+
+class Mounted:
+    """One cgroup hierarchy of the host: where the process's own cgroup is in it."""
+
+    def __init__(self, controllers: frozenset[str], directory: str) -> None:
+        self.controllers = controllers  # empty: the v2 hierarchy
+        self.directory = directory
+
+
+def own_directory(mount_root: str, mount_point: str, own: str) -> str:
+    """Directory of cgroup ``own`` below a mount that shows the hierarchy from ``mount_root``."""
+    if mount_root != "/" and (own + "/").startswith(mount_root + "/"):
+        own = own[len(mount_root) :]
+    if own.startswith("/.."):  # outside what this mount shows (a cgroup namespace)
+        own = "/"
+    return mount_point if own in {"", "/"} else mount_point + own
+
+
+def find_hierarchies(mountinfo: str, own_cgroups: str, parent: str = "") -> list[Mounted]:
+    """Hierarchies we could use, from the texts of /proc/self/{mountinfo,cgroup}.
+
+    ``parent`` overrides the process's own cgroup in every hierarchy.
+    """
+    own: dict[frozenset[str], str] = {}
+    for line in own_cgroups.splitlines():
+        _, names, path = line.split(":", 2)
+        own[frozenset(names.split(",")) - {""}] = path
+    found = []
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, (kind, _, options) = left.split(" "), right.split(" ", 2)
+        if kind == "cgroup2":
+            wanted: frozenset[str] = frozenset()
+        elif kind == "cgroup":
+            wanted = frozenset(options.split(",")) & frozenset(CONTROLLERS)
+            if not wanted:
+                continue
+        else:
+            continue
+        if any(mounted.controllers == wanted for mounted in found):
+            continue  # the same hierarchy, mounted a second time
+        path = parent or _own_path(own, wanted)
+        if path.endswith("/" + SELF_LEAF):
+            path = path[: -len(SELF_LEAF) - 1] or "/"
+        found.append(Mounted(wanted, own_directory(fields[3], fields[4], path)))
+    return found
+
+
+def _own_path(own: dict[frozenset[str], str], wanted: frozenset[str]) -> str:
+    for names, path in own.items():
+        if wanted <= names and bool(names) == bool(wanted):
+            return path
+    return "/"
+
+
+class Group:
+    """One directory in one hierarchy."""
+
+    def __init__(self, parent_fd: int, name: str) -> None:
+        os.mkdir(name, 0o755, dir_fd=parent_fd)
+        self.parent_fd, self.name = parent_fd, name
+        self.fd = os.open(name, _CREATED, dir_fd=parent_fd)
+
+    def remove(self) -> bool:
+        """True when the directory is gone; False while the kernel still counts a dying task."""
+        try:
+            os.rmdir(self.name, dir_fd=self.parent_fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return False
+            raise
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        return True
+
+
+class JobCgroup:
+    """The directories of one job. Fresh for every job, never reused: a killed one kills newcomers."""
+
+    def __init__(
+        self,
+        v2: Group | None,
+        v1: dict[str, Group],
+        v2_holds: frozenset[str],
+        shared: list[Group],
+    ) -> None:
+        self.v2, self.v1, self._v2_holds, self._shared = v2, v1, v2_holds, shared
+        self.oom_event_fd = -1
+        self._gone = False
+
+    @property
+    def into_fd(self) -> int | None:
+        """For CLONE_INTO_CGROUP."""
+        return self.v2.fd if self.v2 else None
+
+    def _groups(self) -> list[Group]:
+        groups = list({id(group): group for group in self.v1.values()}.values())
+        return [*groups, self.v2] if self.v2 else groups
+
+    def limit(self, memory_bytes: int, pids_max: int, cpu_millis: int) -> None:
+        """Write the limits, v2 files where v2 holds the controller, v1 files elsewhere."""
+        quota_us = cpu_millis * CPU_PERIOD_US // 1000
+        if self.v2:
+            if "memory" in self._v2_holds:
+                write_at(self.v2.fd, "memory.max", str(memory_bytes))
+                _write_if_present(self.v2.fd, "memory.swap.max", "0")
+                write_at(self.v2.fd, "memory.oom.group", "1")
+            if "pids" in self._v2_holds:
+                write_at(self.v2.fd, "pids.max", str(pids_max))
+            if "cpu" in self._v2_holds:
+                write_at(self.v2.fd, "cpu.max", f"{quota_us} {CPU_PERIOD_US}")
+        if "memory" in self.v1:
+            fd = self.v1["memory"].fd
+            write_at(fd, "memory.limit_in_bytes", str(memory_bytes))
+            _write_if_present(fd, "memory.memsw.limit_in_bytes", str(memory_bytes))
+            self._watch_oom(fd)
+        if "pids" in self.v1:
+            write_at(self.v1["pids"].fd, "pids.max", str(pids_max))
+        if "cpu" in self.v1:
+            write_at(self.v1["cpu"].fd, "cpu.cfs_period_us", str(CPU_PERIOD_US))
+            write_at(self.v1["cpu"].fd, "cpu.cfs_quota_us", str(quota_us))
+
+    def _watch_oom(self, memory_fd: int) -> None:
+        """v1 has no OOM group: an eventfd wakes the launcher, which then kills the whole job."""
+        control = os.open("memory.oom_control", os.O_RDONLY | os.O_CLOEXEC, dir_fd=memory_fd)
+        self.oom_event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            write_at(memory_fd, "cgroup.event_control", f"{self.oom_event_fd} {control}")
+        finally:
+            os.close(control)
+
+    def join_fds(self) -> list[int]:
+        """Open ``cgroup.procs`` of every v1 directory; the child writes 0 into each to join."""
+        distinct = {id(group): group for group in [*self.v1.values(), *self._shared]}.values()
+        return [
+            os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=group.fd)
+            for group in distinct
+        ]
+
+    def oom_kills(self) -> int:
+        """Tasks of this job that the kernel killed for want of memory."""
+        if self.v2 and "memory" in self._v2_holds:
+            return keyed_value(read_at(self.v2.fd, "memory.events"), "oom_kill")
+        if "memory" in self.v1:
+            return keyed_value(read_at(self.v1["memory"].fd, "memory.oom_control"), "oom_kill")
+        return 0
+
+    def memory_peak_bytes(self) -> int | None:
+        """Highest memory charged to the job, or None where nothing counts it."""
+        text = ""
+        if self.v2 and "memory" in self._v2_holds:
+            text = read_at(self.v2.fd, "memory.peak")
+        elif "memory" in self.v1:
+            text = read_at(self.v1["memory"].fd, "memory.max_usage_in_bytes")
+        return int(text) if text else None
+
+    def cpu_us(self) -> int | None:
+        """CPU time of all tasks that ever were in the group, in microseconds."""
+        if self.v2 and "cpu" in self._v2_holds:
+            return keyed_value(read_at(self.v2.fd, "cpu.stat"), "usage_usec")
+        if "cpuacct" in self.v1:
+            return int(read_at(self.v1["cpuacct"].fd, "cpuacct.usage") or 0) // 1000
+        return None
+
+    def pids_peak(self) -> int | None:
+        """Most tasks at once (kernels from 6.11 on), the init process included."""
+        group = self.v2 if self.v2 and "pids" in self._v2_holds else self.v1.get("pids")
+        text = read_at(group.fd, "pids.peak") if group else ""
+        return int(text) if text else None
+
+    def kill(self) -> None:
+        """SIGKILL everything in the group (cgroup.kill, Linux 5.14; else the init's pid ns does)."""
+        if self.v2 and not self._gone:
+            _write_if_present(self.v2.fd, "cgroup.kill", "1")
+
+    def close_watch(self) -> None:
+        """Stop watching for OOM."""
+        if self.oom_event_fd >= 0:
+            os.close(self.oom_event_fd)
+            self.oom_event_fd = -1
+
+    def remove(self) -> bool:
+        """Remove the directories; False when some task is not quite gone yet."""
+        self._gone = all([group.remove() for group in self._groups()])
+        return self._gone
+
+
+class Tree:
+    """The instance directories of one launcher and what they can hold."""
+
+    def __init__(self) -> None:
+        self.v2: Group | None = None
+        self.v1: dict[str, Group] = {}
+        self.v2_holds: frozenset[str] = frozenset()
+        self.problems: list[str] = []
+        self._locks: list[int] = []
+
+    @property
+    def kind(self) -> str:
+        """``v2``, ``hybrid``, ``v1`` or ``none``, as shown to people."""
+        if self.v1:
+            return "hybrid" if self.v2 else "v1"
+        return "v2" if self.v2_holds else "none"
+
+    @property
+    def holds(self) -> frozenset[str]:
+        return self.v2_holds | frozenset(self.v1)
+
+    def make(self, name: str) -> JobCgroup:
+        """Directories for one job; on failure nothing is left behind."""
+        made: dict[str, Group] = {}
+        by_parent: dict[int, Group] = {}
+        shared: list[Group] = []
+        v2: Group | None = None
+        try:
+            for controller, parent in self.v1.items():
+                if controller == "devices":  # one device list for all jobs of the instance
+                    shared.append(parent)
+                    continue
+                if parent.fd not in by_parent:
+                    by_parent[parent.fd] = Group(parent.fd, name)
+                made[controller] = by_parent[parent.fd]
+            if self.v2:
+                v2 = Group(self.v2.fd, name)
+        except OSError:
+            for group in by_parent.values():
+                group.remove()
+            raise
+        return JobCgroup(v2, made, self.v2_holds, shared)
+
+    def remove(self) -> None:
+        """Remove the instance directories (all jobs must be gone) and unlock."""
+        groups = {id(group): group for group in self.v1.values()}
+        for group in [*groups.values(), *([self.v2] if self.v2 else [])]:
+            group.remove()
+        for fd in self._locks:
+            os.close(fd)
+
+    def adopt(self, mounted: Mounted, base_fd: int, name: str) -> None:
+        """Make and lock our directory in one hierarchy."""
+        group = Group(base_fd, name)
+        lock = os.open(".", _CREATED, dir_fd=group.fd)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._locks.append(lock)
+        if mounted.controllers:
+            for controller in mounted.controllers:
+                self.v1[controller] = group
+            return
+        self.v2 = group
+        if self.v2_holds:
+            write_at(group.fd, "cgroup.subtree_control", _enable(self.v2_holds))
+
+
+def _enable(controllers: frozenset[str]) -> str:
+    return " ".join(f"+{name}" for name in sorted(controllers))
+
+
+def open_tree(name: str, hierarchies: list[Mounted], own_pids: frozenset[int]) -> Tree:
+    """Sweep what dead launchers left, then make this launcher's directories where allowed.
+
+    ``own_pids`` are the agent and the launcher: on v2 they may have to move into a leaf, because a
+    cgroup cannot both contain processes and hand out controllers (cgroup-v2, no internal process).
+    """
+    tree = Tree()
+    for mounted in hierarchies:
+        what = "/".join(sorted(mounted.controllers)) or "v2"
+        try:
+            base_fd = os.open(mounted.directory, _CREATED)
+        except OSError as error:
+            tree.problems.append(f"cgroup {what}: {error.strerror}")
+            continue
+        try:
+            sweep(base_fd)
+            if not mounted.controllers:
+                tree.v2_holds = _delegated(base_fd, own_pids)
+            tree.adopt(mounted, base_fd, name)
+        except OSError as error:
+            if not mounted.controllers:
+                tree.v2_holds = frozenset()
+            tree.problems.append(
+                f"cgroup {what} is not writable ({error.strerror}): run as root or under a "
+                "systemd unit with Delegate=yes and DelegateSubgroup=agent"
+            )
+    return tree
+
+
+def _delegated(base_fd: int, own_pids: frozenset[int]) -> frozenset[str]:
+    """Controllers of the v2 hierarchy that children of ``base_fd`` can be given."""
+    wanted = frozenset(read_at(base_fd, "cgroup.controllers").split()) & {"memory", "pids", "cpu"}
+    missing = wanted - frozenset(read_at(base_fd, "cgroup.subtree_control").split())
+    if not missing:
+        return wanted
+    try:
+        write_at(base_fd, "cgroup.subtree_control", _enable(missing))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        members = frozenset(int(pid) for pid in read_at(base_fd, "cgroup.procs").split())
+        if not members <= own_pids:
+            raise
+        try:
+            os.mkdir(SELF_LEAF, 0o755, dir_fd=base_fd)
+        except FileExistsError:
+            pass  # from an earlier start
+        for pid in members:
+            write_at(base_fd, f"{SELF_LEAF}/cgroup.procs", str(pid))
+        write_at(base_fd, "cgroup.subtree_control", _enable(missing))
+    return wanted
+
+
+def sweep(base_fd: int) -> list[str]:
+    """Kill and remove instance directories whose launcher is dead. Returns their names."""
+    swept = []
+    for name in os.listdir(base_fd):
+        if not name.startswith(PREFIX) or name == SELF_LEAF:
+            continue
+        try:
+            fd = os.open(name, _CREATED, dir_fd=base_fd)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # removed by its owner meanwhile, not a group, or another user's
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _remove_dead(base_fd, name, fd):
+                swept.append(name)
+        except BlockingIOError:
+            continue  # its launcher lives
+        finally:
+            os.close(fd)
+    return swept
+
+
+def _remove_dead(base_fd: int, name: str, fd: int) -> bool:
+    deadline = time.monotonic() + SWEEP_S_MAX
+    while True:
+        for job in os.listdir(fd):
+            job_fd = _open_directory(job, fd)
+            if job_fd >= 0:
+                _kill_members(job_fd)
+                os.close(job_fd)
+                _remove_quietly(job, fd)
+        if _remove_quietly(name, base_fd):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+
+
+def _open_directory(name: str, dir_fd: int) -> int:
+    try:
+        return os.open(name, _CREATED, dir_fd=dir_fd)
+    except (NotADirectoryError, FileNotFoundError):
+        return -1
+
+
+def _kill_members(fd: int) -> None:
+    _write_if_present(fd, "cgroup.kill", "1")
+    for pid in read_at(fd, "cgroup.procs").split():
+        if pid != "0":  # a process outside our pid namespace
+            try:
+                os.kill(int(pid), 9)
+            except ProcessLookupError:
+                continue
+
+
+def _remove_quietly(name: str, dir_fd: int) -> bool:
+    try:
+        os.rmdir(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False  # still busy: the caller tries again until its deadline
+    return True

@@ -1,0 +1,258 @@
+"""One running job as the launcher sees it: start, stop, and a verdict on how it ended.
+
+The first reason to end wins (asked to stop, out of time, out of memory); what init reports counts
+only when nobody had a reason. Everything init says is data from inside the sandbox: it decides the
+job's own outcome and nothing else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import time
+from _signal import SIGKILL, SIGTERM
+from _socket import (
+    AF_UNIX,
+    CMSG_LEN,
+    MSG_CMSG_CLOEXEC,
+    MSG_DONTWAIT,
+    SOCK_CLOEXEC,
+    SOCK_SEQPACKET,
+    socket,
+    socketpair,
+)
+
+from node_agent.launcher import child, kernel
+from node_agent.launcher.cgroups import JobCgroup, Tree
+from node_agent.launcher.child import JobSpec, Shared
+
+_NAMESPACES = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
+# After SIGKILL the kernel needs only to unwind; a job that is still there after this is stuck in
+# the kernel (uninterruptible I/O) and is reported, not waited for in silence.
+KILL_AGAIN_S = 2.0
+_MESSAGE_MAX = 4096
+
+
+class Job:
+    """State of one attempt from clone3 to the removal of its cgroups."""
+
+    def __init__(self, spec: JobSpec, slot: int, cgroup: JobCgroup) -> None:
+        self.spec, self.slot, self.cgroup = spec, slot, cgroup
+        self.pid = self.pidfd = -1
+        self.control: socket | None = None
+        self.work_fd = -1
+        self.started_at = time.monotonic()
+        self.deadline_at = self.started_at + spec.wall_ms / 1000
+        self.kill_at: float | None = None
+        self.ended_by = ""  # timed_out, killed, out_of_memory: why we ended it
+        self.why = ""
+        self.status: int | None = None  # wait status of the job itself, as init saw it
+        self.failure: tuple[str, int, str] | None = None  # step, errno, text
+        self.not_executed: tuple[int, str] | None = None  # exit code, text
+        self.started = False
+        self.ended_at = 0.0
+
+    # --- starting -----------------------------------------------------------------------------
+    def launch(self, shared: Shared, stdio: list[int]) -> None:
+        """Fork init into its namespaces and cgroups. Raises OSError; nothing runs then."""
+        join_fds = self.cgroup.join_fds()
+        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)
+        pidfd = ctypes.c_int(-1)
+        try:
+            self.pid = kernel.clone3(_NAMESPACES, pidfd, self.cgroup.into_fd)
+            if self.pid == 0:
+                ours.close()
+                os._exit(child.run_init(shared, self.spec, theirs, stdio, join_fds))
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            for fd in join_fds:
+                os.close(fd)
+        self.pidfd, self.control = pidfd.value, ours
+
+    # --- events -------------------------------------------------------------------------------
+    def on_control(self) -> str:
+        """Read one message of init: ``started``, ``report``, ``empty`` or ``closed``."""
+        if self.control is None:
+            return "closed"
+        size = CMSG_LEN(4)
+        try:
+            data, ancillary, _, _ = self.control.recvmsg(
+                _MESSAGE_MAX, size, MSG_CMSG_CLOEXEC | MSG_DONTWAIT
+            )
+        except BlockingIOError:
+            return "empty"
+        except ConnectionResetError:
+            return "closed"
+        for _, _, packed in ancillary:
+            self._take_work_fd(int.from_bytes(packed[:4], "little"))
+        text = data.decode("utf-8", "replace")
+        if text == child.STARTED:
+            self.started = True
+            return "started"
+        self._on_report(text)
+        return "report" if data else "closed"
+
+    def _take_work_fd(self, fd: int) -> None:
+        if self.work_fd >= 0:  # only set-up code sends one, once
+            os.close(fd)
+            return
+        self.work_fd = fd
+
+    def _on_report(self, text: str) -> None:
+        kind, rest = text[:1], text[1:]
+        if kind == child.READY and self.control is not None:
+            self.control.send(b"g")
+        elif kind == child.ENDED and rest.isdigit():
+            self.status = int(rest)
+        elif kind == child.FAILED:
+            step, number, detail = (*rest.split("\t", 2), "", "", "")[:3]
+            self.failure = (step, int(number) if number.isdigit() else 0, detail)
+        elif kind == child.NOT_EXECUTED:
+            code, _, _, detail = (*rest.split("\t", 3), "", "", "", "")[:4]
+            self.not_executed = (int(code) if code.isdigit() else 126, detail)
+
+    def on_oom(self) -> None:
+        """v1's OOM eventfd fired: the job dies as a group, as memory.oom.group does on v2."""
+        os.eventfd_read(self.cgroup.oom_event_fd)
+        if self.cgroup.oom_kills() and not self.ended_by:
+            self.ended_by, self.why = "out_of_memory", "memory limit reached"
+            self.kill_now()
+
+    def on_time(self, now: float) -> None:
+        """Deadlines: the wall time first, then the grace."""
+        if not self.ended_by and now >= self.deadline_at:
+            self.stop("timed_out", f"ran longer than {self.spec.wall_ms} ms", now)
+        if self.kill_at is not None and now >= self.kill_at:
+            self.kill_now()
+            self.kill_at = now + KILL_AGAIN_S
+
+    def next_deadline(self) -> float:
+        """When ``on_time`` has something to do next."""
+        return self.kill_at if self.kill_at is not None else self.deadline_at
+
+    # --- stopping -----------------------------------------------------------------------------
+    def stop(self, cause: str, why: str, now: float) -> None:
+        """SIGTERM to everything in the job, SIGKILL after the grace."""
+        if self.ended_by:
+            return
+        self.ended_by, self.why = cause, why
+        self.kill_at = now + self.spec.grace_ms / 1000
+        self._signal(SIGTERM)
+
+    def kill_now(self) -> None:
+        """SIGKILL to init, and thereby to its whole pid namespace; then to the cgroup."""
+        self._signal(SIGKILL)
+        self.cgroup.kill()
+
+    def _signal(self, number: int) -> None:
+        try:
+            kernel.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            return  # it ended by itself meanwhile
+
+    # --- the end ------------------------------------------------------------------------------
+    def reap(self) -> tuple[int, int] | None:
+        """(wait status of init, CPU microseconds) once it is dead; None while it lives.
+
+        Waits on the process itself: a stopped or traced child is not a dead one.
+        """
+        pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        if pid == 0 or not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+            return None
+        self.ended_at = time.monotonic()
+        while self.on_control() in {"started", "report"}:
+            continue  # a short job's last words may still be in the socket
+        return status, int((usage.ru_utime + usage.ru_stime) * 1_000_000)
+
+    def outcome(self, init_status: int, cpu_us: int) -> dict[str, object]:
+        """The verdict, as the message for the agent."""
+        counted = self.cgroup.cpu_us()
+        result: dict[str, object] = {
+            "wall_ms": int((self.ended_at - self.started_at) * 1000),
+            "cpu_ms": (cpu_us if counted is None else counted) // 1000,
+            "memory_peak_bytes": self.cgroup.memory_peak_bytes() or 0,
+            "pids_peak": self.cgroup.pids_peak(),
+        }
+        result.update(self._verdict(init_status))
+        return result
+
+    def _verdict(self, init_status: int) -> dict[str, object]:
+        exit_code, signal = _decode(self.status)
+        ended = {"exit_code": exit_code, "signal": signal}
+        if self.cgroup.oom_kills() and self.ended_by in {"", "out_of_memory"}:
+            return {"cause": "out_of_memory", "detail": "memory limit reached", **ended}
+        if self.ended_by:
+            return {"cause": self.ended_by, "detail": self.why, **ended}
+        if self.failure is not None:
+            step, number, text = self.failure
+            name = errno.errorcode.get(number, str(number))
+            return {"cause": "sandbox_failed", "detail": f"step {step!r}, {name}: {text}"}
+        if self.not_executed is not None:
+            code, text = self.not_executed
+            return {"cause": "exited", "exit_code": code, "detail": text}
+        if self.status is None:
+            return {"cause": "sandbox_failed", "detail": f"init ended with status {init_status}"}
+        return {"cause": "signalled" if signal is not None else "exited", "detail": "", **ended}
+
+    def open_result(self) -> tuple[int, str]:
+        """(descriptor of the result file or -1, why it was refused).
+
+        All processes are dead, so nothing can swap the file under us; symlinks, magic links and
+        ways out of /work are refused by the kernel, and O_NONBLOCK keeps a FIFO from hanging us.
+        """
+        if self.work_fd < 0:
+            return -1, ""
+        resolve = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+        try:
+            fd = kernel.openat2(self.work_fd, child.RESULT_NAME, flags, resolve)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return -1, ""
+            return -1, f"result cannot be opened: {os.strerror(error.errno or 0)}"
+        facts = os.fstat(fd)
+        refused = ""
+        if not stat.S_ISREG(facts.st_mode):
+            refused = "result is not a regular file"
+        elif facts.st_size > self.spec.result_bytes_max:
+            refused = f"result has {facts.st_size} bytes, at most {self.spec.result_bytes_max}"
+        if refused:
+            os.close(fd)
+            return -1, refused
+        return fd, ""
+
+    def close(self) -> None:
+        """Close every descriptor; the cgroup directories are removed separately."""
+        for fd in (self.pidfd, self.work_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.pidfd = self.work_fd = -1
+        if self.control is not None:
+            self.control.close()
+            self.control = None
+        self.cgroup.close_watch()
+
+
+def prepare(tree: Tree, name: str, spec: JobSpec, slot: int) -> Job:
+    """Make the job's cgroups and write its limits; on failure nothing is left behind."""
+    cgroup = tree.make(name)
+    try:
+        # One more than the job may have: init is in the group too.
+        cgroup.limit(spec.memory_bytes, spec.pids_max + 1, spec.cpu_millis)
+    except OSError:
+        cgroup.close_watch()
+        cgroup.remove()
+        raise
+    return Job(spec, slot, cgroup)
+
+
+def _decode(status: int | None) -> tuple[int | None, int | None]:
+    if status is None or not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+        return None, None
+    code = os.waitstatus_to_exitcode(status)
+    return (code, None) if code >= 0 else (None, -code)

@@ -1,0 +1,269 @@
+"""System calls that Python 3.11 does not wrap, as thin functions that raise ``OSError``.
+
+Raw ``syscall(2)`` through ctypes: after a raw ``clone3`` glibc's idea of the thread is stale, so the
+code that runs between clone and exec goes through these and through ``os`` only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import c_long, c_ulong, c_void_p
+
+_MACHINE = os.uname().machine
+
+# Numbers from the kernel's syscall tables; above 424 all architectures share them.
+_ARCH_NR = {
+    "x86_64": {"clone": 56, "setns": 308, "seccomp": 317, "bpf": 321, "capset": 126},
+    "aarch64": {"clone": 220, "setns": 268, "seccomp": 277, "bpf": 280, "capset": 91},
+}
+SUPPORTED = _MACHINE in _ARCH_NR
+_NR = _ARCH_NR.get(_MACHINE, {})
+_NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(_MACHINE, -1)
+_NR_PIDFD_SEND_SIGNAL = 424
+_NR_OPEN_TREE = 428
+_NR_MOVE_MOUNT = 429
+_NR_FSOPEN = 430
+_NR_FSCONFIG = 431
+_NR_FSMOUNT = 432
+_NR_CLONE3 = 435
+_NR_CLOSE_RANGE = 436
+_NR_OPENAT2 = 437
+_NR_MOUNT_SETATTR = 442
+_NR_LANDLOCK_CREATE_RULESET = 444
+_NR_LANDLOCK_RESTRICT_SELF = 446
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+CLONE_PIDFD = 0x00001000
+CLONE_INTO_CGROUP = 0x200000000
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
+MNT_DETACH = 2
+
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
+OPEN_TREE_CLONE = 1
+AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+MOVE_MOUNT_F_EMPTY_PATH = 4
+
+RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 0x02, 0x04, 0x08
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_SET_SECUREBITS = 28
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+# NOROOT, NO_SETUID_FIXUP, KEEP_CAPS off, NO_CAP_AMBIENT_RAISE, each with its lock (capabilities(7)).
+SECUREBITS_LOCKED = 0x01 | 0x02 | 0x04 | 0x08 | 0x20 | 0x40 | 0x80
+
+CAP_SETPCAP = 8
+CAP_SYS_ADMIN = 21
+
+SECCOMP_SET_MODE_FILTER = 1
+LANDLOCK_CREATE_RULESET_VERSION = 1
+# Landlock ABI 6: abstract unix sockets and signals stay inside the domain.
+LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET, LANDLOCK_SCOPE_SIGNAL = 1, 2
+LANDLOCK_ABI_SCOPED = 6
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.argtypes = (c_long,) + (c_void_p,) * 6
+_libc.syscall.restype = c_long
+_libc.prctl.argtypes = (ctypes.c_int, c_ulong, c_ulong, c_ulong, c_ulong)
+_libc.mount.argtypes = (
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    c_ulong,
+    ctypes.c_char_p,
+)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def _syscall(
+    what: str, number: int, *args: int | bytes | None | ctypes.Array[ctypes.c_char]
+) -> int:
+    padded = (*args, 0, 0, 0, 0, 0, 0)[:6]
+    return _check(int(_libc.syscall(number, *padded)), what)
+
+
+def _words(*values: int) -> bytes:
+    return b"".join((value & (2**64 - 1)).to_bytes(8, "little") for value in values)
+
+
+def clone3(flags: int, pidfd: ctypes.c_int | None = None, cgroup_fd: int | None = None) -> int:
+    """Fork with namespaces. Returns 0 in the child. clone3(2), struct clone_args VER2 (88 bytes)."""
+    pidfd_address = 0
+    if pidfd is not None:
+        flags |= CLONE_PIDFD
+        pidfd_address = ctypes.addressof(pidfd)
+    if cgroup_fd is not None:
+        flags |= CLONE_INTO_CGROUP
+    sigchld = 17
+    args = _words(flags, pidfd_address, 0, 0, sigchld, 0, 0, 0, 0, 0, cgroup_fd or 0)
+    return _syscall("clone3", _NR_CLONE3, args, len(args))
+
+
+def fork_raw() -> int:
+    """Plain fork without libc's fork handlers (see trap: stale TID cache after raw clone3)."""
+    return _syscall("clone", _NR["clone"], 17)
+
+
+def pidfd_send_signal(pidfd: int, signal_number: int) -> None:
+    _syscall("pidfd_send_signal", _NR_PIDFD_SEND_SIGNAL, pidfd, signal_number, None, 0)
+
+
+def unshare(flags: int) -> None:
+    _check(_libc.unshare(flags), "unshare")
+
+
+def setns(fd: int, kind: int) -> None:
+    _syscall("setns", _NR["setns"], fd, kind)
+
+
+def close_from(first: int) -> None:
+    _syscall("close_range", _NR_CLOSE_RANGE, first, 2**32 - 1, 0)
+
+
+def close_all_but(keep: tuple[int, ...]) -> None:
+    """Close every descriptor from 3 up except ``keep``."""
+    first = 3
+    for fd in sorted(set(keep)):
+        if fd > first:
+            _syscall("close_range", _NR_CLOSE_RANGE, first, fd - 1, 0)
+        first = max(first, fd + 1)
+    close_from(first)
+
+
+def prctl(option: int, *args: int) -> int:
+    padded = (*args, 0, 0, 0, 0)[:4]
+    return _check(int(_libc.prctl(option, *padded)), f"prctl({option})")
+
+
+def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    _check(
+        _libc.mount(source.encode(), target.encode(), kind.encode(), flags, data.encode() or None),
+        f"mount {kind or 'bind'} on {target}",
+    )
+
+
+def umount(target: str, flags: int = MNT_DETACH) -> None:
+    _check(_libc.umount2(target.encode(), flags), f"umount {target}")
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    _syscall("pivot_root", _NR_PIVOT_ROOT, new_root.encode() + b"\0", put_old.encode() + b"\0")
+
+
+def open_tree(dir_fd: int, path: str, flags: int) -> int:
+    """Detached copy of a mount (``OPEN_TREE_CLONE``), as a descriptor; open_tree(2)."""
+    return _syscall("open_tree", _NR_OPEN_TREE, dir_fd, path.encode() + b"\0", flags | os.O_CLOEXEC)
+
+
+def mount_setattr(fd: int, path: str, flags: int, attr_set: int) -> None:
+    args = _words(attr_set, 0, 0, 0)
+    _syscall(
+        f"mount_setattr {path}",
+        _NR_MOUNT_SETATTR,
+        fd,
+        path.encode() + b"\0",
+        flags,
+        args,
+        len(args),
+    )
+
+
+def move_mount(from_fd: int, target: str) -> None:
+    _syscall(
+        f"move_mount to {target}",
+        _NR_MOVE_MOUNT,
+        from_fd,
+        b"\0",
+        AT_FDCWD,
+        target.encode() + b"\0",
+        MOVE_MOUNT_F_EMPTY_PATH,
+    )
+
+
+def mount_detached(kind: str, attr: int) -> int:
+    """A new filesystem that is mounted nowhere yet, as a descriptor; fsopen(2), fsmount(2)."""
+    cloexec, fsconfig_create = 1, 6
+    context = _syscall(f"fsopen {kind}", _NR_FSOPEN, kind.encode() + b"\0", cloexec)
+    try:
+        _syscall(f"fsconfig {kind}", _NR_FSCONFIG, context, fsconfig_create, None, None, 0)
+        return _syscall(f"fsmount {kind}", _NR_FSMOUNT, context, cloexec, attr)
+    finally:
+        os.close(context)
+
+
+def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
+    how = _words(flags | os.O_CLOEXEC, 0, resolve)
+    return _syscall("openat2", _NR_OPENAT2, dir_fd, path.encode() + b"\0", how, len(how))
+
+
+def capset(effective: int, permitted: int | None = None) -> None:
+    """Set effective and permitted capabilities, inheritable empty; capset(2), version 3."""
+    allowed = effective if permitted is None else permitted
+    header = (0x20080522).to_bytes(4, "little") + bytes(4)
+    low, high = 2**32 - 1, 32
+    data = b"".join(
+        value.to_bytes(4, "little")
+        for value in (effective & low, allowed & low, 0, effective >> high, allowed >> high, 0)
+    )
+    _syscall("capset", _NR["capset"], header, data)
+
+
+def bounding_set_drop(last_cap: int) -> None:
+    for cap in range(last_cap + 1):
+        prctl(PR_CAPBSET_DROP, cap)
+
+
+def seccomp_install(program: bytes) -> None:
+    """Install a classic BPF program (``struct sock_fprog``: count, pointer); seccomp(2)."""
+    code = ctypes.create_string_buffer(program, len(program))
+    fprog = _words(len(program) // 8, ctypes.addressof(code))
+    _syscall("seccomp", _NR["seccomp"], SECCOMP_SET_MODE_FILTER, 0, fprog)
+
+
+def landlock_abi() -> int:
+    try:
+        return _syscall(
+            "landlock", _NR_LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION
+        )
+    except OSError:
+        return 0  # not built in, or not enabled at boot
+
+
+def landlock_scope_ruleset() -> int:
+    """A ruleset that handles no files, only scopes abstract sockets and signals; landlock(7)."""
+    attributes = _words(0, 0, LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | LANDLOCK_SCOPE_SIGNAL)
+    return _syscall(
+        "landlock_create_ruleset", _NR_LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0
+    )
+
+
+def landlock_restrict(ruleset_fd: int) -> None:
+    _syscall("landlock_restrict_self", _NR_LANDLOCK_RESTRICT_SELF, ruleset_fd, 0)
+
+
+def bpf(command: int, attributes: bytes) -> int:
+    return _syscall("bpf", _NR["bpf"], command, attributes, len(attributes))

@@ -1,0 +1,71 @@
+"""What a sandbox says about itself from the inside: run once at start, in place of a job.
+
+Limits are probed, not assumed: RLIMIT_NPROC inside a user namespace, for example, only holds on
+kernels that count processes per namespace (5.14).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from _socket import AF_INET, SOCK_DGRAM, socket
+
+# Bits of the probe's exit code: what did *not* hold.
+PIDS_LOOSE, NETWORK_LOOSE, FILESYSTEM_LOOSE, PRIVILEGE_LOOSE = 1, 2, 4, 8
+# The probe job's own process limit: enough to fork at all, few enough to stay cheap.
+PROBE_PIDS_MAX = 6
+_FORKS_BEYOND = 4
+
+
+def inside(pids_max: int) -> int:
+    """Try what must fail; returns the bits of what did not."""
+    loose = 0
+    if not _privileges_gone():
+        loose |= PRIVILEGE_LOOSE
+    if _writable("/usr/outrider-probe") or _writable("/outrider-probe"):
+        loose |= FILESYSTEM_LOOSE
+    if _reachable():
+        loose |= NETWORK_LOOSE
+    if not _forks_bounded(pids_max):
+        loose |= PIDS_LOOSE
+    return loose
+
+
+def _privileges_gone() -> bool:
+    with open("/proc/self/status", encoding="ascii") as file:
+        fields = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+    no_caps = all(int(fields[name], 16) == 0 for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb"))
+    return no_caps and fields["NoNewPrivs"].strip() == "1" and fields["Seccomp"].strip() == "2"
+
+
+def _writable(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+    except OSError as error:
+        return error.errno not in {errno.EROFS, errno.EACCES, errno.EPERM}
+    return True
+
+
+def _reachable() -> bool:
+    """An address outside any host: a datagram socket connects if there is a route at all."""
+    probe = socket(AF_INET, SOCK_DGRAM)
+    try:
+        probe.connect(("198.51.100.1", 9))  # TEST-NET-2, RFC 5737
+    except OSError as error:
+        return error.errno != errno.ENETUNREACH
+    finally:
+        probe.close()
+    return True
+
+
+def _forks_bounded(pids_max: int) -> bool:
+    for _ in range(pids_max + _FORKS_BEYOND):
+        try:
+            child = os.fork()
+        except BlockingIOError:
+            return True  # EAGAIN: the limit holds
+        if child == 0:
+            time.sleep(60)  # ends with the namespace, long before
+            os._exit(0)
+    return False

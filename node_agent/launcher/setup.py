@@ -1,0 +1,173 @@
+"""Turns a plain process into the launcher: namespaces, read-only root, an empty network.
+
+With root the launcher only leaves the host's mount namespace. Without, it first enters a user
+namespace in which it maps nobody but itself and holds every capability; all later steps are the
+same, except those that a user namespace cannot do, which are reported and never skipped in silence.
+"""
+
+from __future__ import annotations
+
+import os
+
+from node_agent.launcher import cgroups, kernel, rootfs
+from node_agent.launcher.child import Shared
+from node_agent.launcher.rootfs import RootSpec, StepError
+
+# Jobs of one launcher run under uids UID_BASE + slot: outside what systemd and /etc/subuid hand out
+# ("UIDS-GIDS.md": 1879048192..2147483647 is unused), so per-user limits never meet between jobs.
+UID_BASE = 1_879_048_192
+# In a container that maps few uids: the top of what is mapped.
+_MAPPED_UID_MIN = 1000
+
+
+class Environment:
+    """Everything set up once."""
+
+    def __init__(self) -> None:
+        self.mode = ""
+        self.shared = Shared()
+        self.tree = cgroups.Tree()
+        self.uid_base = 0
+        self.gid = -1  # of every job in userns mode; -1: same number as the uid
+        self.device_filter = "none"
+        self.notes: list[str] = []
+
+
+def prepare(settings: dict[str, object], slots: int, agent_pid: int) -> Environment:
+    """Set the launcher up. Raises StepError with the step that failed."""
+    environment = Environment()
+    shared = environment.shared
+    environment.mode = _mode(str(settings["mode"]))
+    shared.seccomp = bytes.fromhex(str(settings["seccomp"]))
+    shared.last_cap = int(_read("/proc/sys/kernel/cap_last_cap"))
+    shared.masked_files, shared.masked_dirs = rootfs.masked_paths()
+    own = frozenset((agent_pid, os.getpid()))
+    hierarchies = cgroups.find_hierarchies(
+        _read("/proc/self/mountinfo"),
+        _read("/proc/self/cgroup"),
+        str(settings["cgroup_parent"]),
+    )
+    name = f"{cgroups.PREFIX}{settings['instance']}.{os.urandom(4).hex()}"
+    environment.tree = cgroups.open_tree(name, hierarchies, own)
+    try:
+        _namespaces(environment, slots)
+        _network(environment)
+        _landlock(environment)
+        _root(environment, settings)
+    except BaseException:
+        environment.tree.remove()
+        raise
+    return environment
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def _mode(wanted: str) -> str:
+    effective = 0
+    for line in _read("/proc/self/status").splitlines():
+        if line.startswith("CapEff:"):
+            effective = int(line.split()[1], 16)
+    # SETUID, SETGID, SETPCAP, SYS_ADMIN: what a launcher with root does without a user namespace.
+    needed = 1 << 7 | 1 << 6 | 1 << kernel.CAP_SETPCAP | 1 << kernel.CAP_SYS_ADMIN
+    privileged = os.geteuid() == 0 and effective & needed == needed
+    if wanted == "root" and not privileged:
+        raise StepError("mode", PermissionError(1, "mode 'root' needs root with CAP_SYS_ADMIN"))
+    return "root" if privileged and wanted != "userns" else "userns"
+
+
+def _namespaces(environment: Environment, slots: int) -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    try:
+        if environment.mode == "root":
+            environment.uid_base = _uid_base(slots)
+            kernel.unshare(kernel.CLONE_NEWNS)
+            return
+        kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS)
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                file.write(text)
+    except OSError as error:
+        raise StepError(
+            "user namespace" if environment.mode == "userns" else "unshare", error
+        ) from error
+    environment.uid_base, environment.gid = uid, gid
+
+
+def _uid_base(slots: int) -> int:
+    """First uid for jobs: the usual base if it is mapped here, else the top of the largest range."""
+    best = (0, 0)
+    for line in _read("/proc/self/uid_map").splitlines():
+        inside, _, count = (int(word) for word in line.split())
+        if inside <= UID_BASE and UID_BASE + slots <= inside + count:
+            return UID_BASE
+        best = max(best, (count, inside))
+    count, inside = best
+    first = inside + count - slots
+    if first < _MAPPED_UID_MIN:
+        raise OSError(1, f"this container maps too few uids for {slots} jobs at once")
+    return first
+
+
+def _network(environment: Environment) -> None:
+    """An empty network namespace with its loopback down, made by a child that then goes away."""
+    shared = environment.shared
+    shared.host_net = environment.mode == "root"
+    ready_read, ready_write = os.pipe()
+    done_read, done_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(done_write)
+        try:
+            kernel.unshare(kernel.CLONE_NEWNET)
+            os.write(ready_write, b"+")
+        except OSError as error:
+            os.write(ready_write, str(error.errno).encode())
+        os.read(done_read, 1)  # until the parent has opened the namespace, or died
+        os._exit(0)
+    os.close(ready_write)
+    os.close(done_read)
+    answer = os.read(ready_read, 16)
+    try:
+        if answer != b"+":
+            raise OSError(int(answer or b"0"), "unshare: no network namespace")
+        shared.net_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StepError("network namespace", error) from error
+    finally:
+        os.close(done_write)
+        os.close(ready_read)
+        os.waitpid(pid, 0)
+
+
+def _landlock(environment: Environment) -> None:
+    if kernel.landlock_abi() >= kernel.LANDLOCK_ABI_SCOPED:
+        environment.shared.landlock_fd = kernel.landlock_scope_ruleset()
+
+
+def _root(environment: Environment, settings: dict[str, object]) -> None:
+    lists = {
+        name: [str(item) for item in value]
+        for name, value in settings.items()
+        if isinstance(value, list)
+    }
+    spec = RootSpec(
+        visible=lists["visible_paths"],
+        etc=lists["etc_names"],
+        extra_ro=lists["extra_ro_paths"],
+        hidden=lists["hidden_paths"],
+        devices=lists["devices"],
+    )
+    environment.shared.has_devices = bool(spec.devices)
+    passwd = "root:x:0:0:root:/:/bin/false\njob:x:1000:1000:job:/work:/bin/sh\n"
+    group = "root:x:0:\njob:x:1000:\nnogroup:x:65534:\n"
+    try:
+        rootfs.build(spec, passwd, group)
+    except OSError as error:
+        raise StepError("read-only root", error) from error

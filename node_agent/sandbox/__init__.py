@@ -1,0 +1,1 @@
+"""One sandbox plan and what carries it out: the native sandbox (namespaces, cgroups, seccomp)."""
