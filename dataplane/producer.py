@@ -28,6 +28,8 @@ POLL_S: Final = 0.1
 FULL_RETRY_S: Final = 0.002
 """How long to wait for room in a full local queue before looking again."""
 METADATA_TIMEOUT_S: Final = 5.0
+ANY_PARTITION: Final = -1
+"""librdkafka's PARTITION_UA: the key decides."""
 
 _TOO_LARGE: Final = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE)
 _IN_DOUBT: Final = "it may still have been written, so send the very same record again"
@@ -124,11 +126,17 @@ class RecordProducer:
             raise PlatformFaultError("this producer is closed; open another one")
         future: Future[SourceRef] = Future()
         future.set_running_or_notify_cancel()  # once sent, nobody can take it back
-        extra = {} if partition is None else {"partition": partition}
-        headers = {CONTENT_TYPE_HEADER: content_type} if content_type else None
+        headers: dict[str, str | bytes | None] | None = None
+        if content_type:
+            headers = {CONTENT_TYPE_HEADER: content_type}
         try:
             self._producer.produce(
-                topic, value, key, headers=headers, on_delivery=self._settle(future), **extra
+                topic,
+                value,
+                key,
+                ANY_PARTITION if partition is None else partition,
+                on_delivery=self._settle(future),
+                headers=headers,
             )
         except BufferError:
             return None

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import (
+from confluent_kafka.admin import (  # type: ignore[attr-defined] # public, but no __all__ there
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
