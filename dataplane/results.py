@@ -1,10 +1,18 @@
 """`results`: one record per attempt; large result bytes go by claim check."""
 
-from dataplane.payloads import PayloadFetcher
+import msgspec
+
+from dataplane.core.claimcheck import needs_claim_check
+from dataplane.payloads import PayloadFetcher, put_payload
 from dataplane.producer import RecordProducer
-from idl.jobs import SourceRef
+from dataplane.read import read_one
+from idl.codec import MSGPACK, decode, encode
+from idl.errors import JobFaultError
+from idl.jobs import PayloadLocation, SourceRef
+from idl.limits import RESULT_BYTES_MAX, RESULT_INLINE_BYTES_MAX
 from idl.records import AttemptResult
 from idl.settings import KafkaSettings
+from idl.topics import TopicNames
 
 
 async def write_result(
@@ -12,16 +20,61 @@ async def write_result(
 ) -> SourceRef:
     """Writes the record and returns its place. `result.result` above RESULT_INLINE_BYTES_MAX is
     moved to `payloads` first. Raises JobFaultError above RESULT_BYTES_MAX, PlatformFaultError."""
-    raise NotImplementedError
+    topics = TopicNames(settings.prefix)
+    data = result.result
+    if data is not None and len(data) > RESULT_BYTES_MAX:
+        raise JobFaultError(
+            f"job {result.job} wrote a result of {len(data)} bytes, at most {RESULT_BYTES_MAX}; "
+            "put larger output into an object store and write its address"
+        )
+    if data is not None and needs_claim_check(len(data), RESULT_INLINE_BYTES_MAX):
+        ref = await put_payload(producer, topics.payloads, result.job, data)
+        result = msgspec.structs.replace(result, result=None, result_ref=ref)
+    return await producer.produce(
+        topics.results, encode(result), key=result.job, content_type=MSGPACK
+    )
 
 
 def read_result(settings: KafkaSettings, source: SourceRef) -> AttemptResult:
-    """The record at `source`. Raises InvalidRecordError, PlatformFaultError."""
-    raise NotImplementedError
+    """The record at `source`. Blocks. Raises JobFaultError (no such record, not a result),
+    PlatformFaultError."""
+    record = read_one(settings, source.topic, source.partition, source.offset)
+    if record is None:
+        raise JobFaultError(
+            f"no result at {source.topic}[{source.partition}]@{source.offset}: "
+            "Kafka no longer keeps it"
+        )
+    return decode(record.value, AttemptResult)
+
+
+def result_location(result: AttemptResult, settings: KafkaSettings) -> PayloadLocation | None:
+    """Where the claim-checked bytes of a result are; None where there are none."""
+    ref = result.result_ref
+    if ref is None:
+        return None
+    topic = TopicNames(settings.prefix).payloads
+    return PayloadLocation(
+        source=SourceRef(topic=topic, partition=ref.partition, offset=ref.offset),
+        size_bytes=ref.size_bytes,
+        inline=False,
+        sha256=ref.sha256,
+    )
 
 
 async def result_bytes(
     result: AttemptResult, settings: KafkaSettings, fetcher: PayloadFetcher
 ) -> bytes | None:
-    """The job's own result bytes, wherever they are; None where it wrote none."""
-    raise NotImplementedError
+    """The job's own result bytes, wherever they are; None where it wrote none.
+
+    Raises as `PayloadFetcher.fetch`.
+    """
+    location = result_location(result, settings)
+    return result.result if location is None else await fetcher.fetch(location)
+
+
+def result_bytes_sync(
+    result: AttemptResult, settings: KafkaSettings, fetcher: PayloadFetcher
+) -> bytes | None:
+    """`result_bytes` for tools without a loop."""
+    location = result_location(result, settings)
+    return result.result if location is None else fetcher.fetch_sync(location)
