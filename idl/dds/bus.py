@@ -5,6 +5,7 @@ Exceptions in DDS callbacks are only printed by the wheel, so there are no callb
 """
 
 import asyncio
+import itertools
 import logging
 import threading
 from collections.abc import Callable
@@ -34,6 +35,14 @@ from idl.errors import PlatformFaultError
 TAKE_MAX: Final = 256
 """Samples per hop to the loop: amortises the hop, keeps one hop under a few ms."""
 
+LOCAL_DOMAIN_IDS: Final = 200
+"""Domain ids within a process (Cyclone allows up to 230)."""
+
+_local_ids = itertools.cycle(range(LOCAL_DOMAIN_IDS))
+"""Cyclone has one configuration per domain id and process. The id on the network comes from the
+configuration (ExternalDomainId), so every bus takes an id of its own: many agents may live in one
+process (tests, simulated nodes)."""
+
 log = logging.getLogger(__name__)
 
 
@@ -42,16 +51,16 @@ class Bus:
 
     def __init__(
         self,
-        domain: int,
         xml: str,
         reads: tuple[DdsTopic, ...],
         writes: tuple[DdsTopic, ...],
         deliver: Callable[[list[Message]], None],
     ) -> None:
         """`deliver` runs on the loop that calls `start`. Raises PlatformFaultError."""
+        local_id = next(_local_ids)
         try:
-            self._domain = Domain(domain, xml)
-            self._participant = DomainParticipant(domain)
+            self._domain = Domain(local_id, xml)
+            self._participant = DomainParticipant(local_id)
             topics = {t.name: Topic(self._participant, t.name, Envelope) for t in {*reads, *writes}}
             self._writers = {
                 t.name: DataWriter(self._participant, topics[t.name], t.qos()) for t in writes
@@ -61,8 +70,8 @@ class Bus:
             }
         except DDSException as error:
             raise PlatformFaultError(
-                f"DDS could not start in domain {domain} ({error.msg or error}): is its UDP port "
-                "taken, or does the interface not exist? Choose another domain or interface"
+                f"DDS could not start ({error.msg or error}): is its UDP port taken, or does the "
+                "interface not exist? Choose another domain or interface in the cluster file"
             ) from error
         self._deliver = deliver
         self._closing = GuardCondition(self._participant)
@@ -92,6 +101,9 @@ class Bus:
             self._thread = None
         self._readers.clear()
         self._writers.clear()
+        # The wheel deletes an entity with its last reference, which the collector may hold for
+        # long; the sockets have to close now. dds_delete(domain) deletes all that is in it.
+        self._domain._delete(self._domain._ref)
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
         waitset = WaitSet(self._participant)

@@ -58,7 +58,8 @@ def domain_xml(settings: DdsSettings, peers: tuple[CoordinatorPeer, ...], own_po
     return f"""<CycloneDDS xmlns="https://cdds.io/config"><Domain Id="any">
 <General><Interfaces>{_interface(settings.interface)}</Interfaces>
 <AllowMulticast>false</AllowMulticast><MaxMessageSize>1400B</MaxMessageSize></General>
-<Discovery><Tag>{escape(settings.tag)}</Tag><ParticipantIndex>{index}</ParticipantIndex>
+<Discovery><ExternalDomainId>{settings.domain}</ExternalDomainId>
+<Tag>{escape(settings.tag)}</Tag><ParticipantIndex>{index}</ParticipantIndex>
 <MaxAutoParticipantIndex>{PARTICIPANTS_MAX}</MaxAutoParticipantIndex>
 <Peers AddLocalhost="false">{targets}</Peers>
 <LeaseDuration>{settings.lease_ms} ms</LeaseDuration><SPDPInterval>1s</SPDPInterval></Discovery>

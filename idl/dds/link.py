@@ -85,7 +85,7 @@ class ControlLink:
         self._only_key = only_key
         self._unreadable = 0
         xml = domain_xml(settings.dds, settings.coordinators, own_port)
-        self._bus = Bus(settings.dds.domain, xml, reads, writes, self._deliver)
+        self._bus = Bus(xml, reads, writes, self._deliver)
 
     def start(self) -> None:
         """Starts receiving on the running loop."""
