@@ -14,7 +14,7 @@ PARTICIPANT_GAIN: Final = 2
 UNICAST_META_OFFSET: Final = 10
 """RTPS well-known ports (DDSI-RTPS 9.6.2.4): 7400 + 250·domain + 10 + 2·participant."""
 PARTICIPANTS_MAX: Final = 119
-"""What fits between two domains' ports; also the number of agents that one host can carry."""
+"""What fits between two domains' ports."""
 DOMAIN_MAX: Final = 230
 
 
@@ -48,8 +48,12 @@ def _interface(name: str) -> str:
 
 
 def domain_xml(settings: DdsSettings, peers: tuple[CoordinatorPeer, ...], own_port: int) -> str:
-    """Configuration of one process. `own_port` 0: an agent, any free participant index."""
-    index = "auto" if own_port == 0 else str(participant_index(settings.domain, own_port))
+    """Configuration of one process.
+
+    `own_port` 0: an agent, whose ports the kernel chooses (it calls the coordinators, nobody calls
+    it). With `auto` an agent that starts first would take a coordinator's port on the same host.
+    """
+    index = "none" if own_port == 0 else str(participant_index(settings.domain, own_port))
     targets = "".join(
         f'<Peer Address="{resolve(peer.address)}:{peer.dds_port}" PruneDelay="inf"/>'
         for peer in peers
@@ -60,7 +64,6 @@ def domain_xml(settings: DdsSettings, peers: tuple[CoordinatorPeer, ...], own_po
 <AllowMulticast>false</AllowMulticast><MaxMessageSize>1400B</MaxMessageSize></General>
 <Discovery><ExternalDomainId>{settings.domain}</ExternalDomainId>
 <Tag>{escape(settings.tag)}</Tag><ParticipantIndex>{index}</ParticipantIndex>
-<MaxAutoParticipantIndex>{PARTICIPANTS_MAX}</MaxAutoParticipantIndex>
 <Peers AddLocalhost="false">{targets}</Peers>
 <LeaseDuration>{settings.lease_ms} ms</LeaseDuration><SPDPInterval>1s</SPDPInterval></Discovery>
 <Internal><SocketReceiveBufferSize min="default" max="4MB"/><NackDelay>5 ms</NackDelay>

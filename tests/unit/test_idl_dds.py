@@ -82,7 +82,7 @@ def test_the_configuration_answers_the_traps() -> None:
     assert root.findtext(".//c:Tag", namespaces=space) == "a<b"
     agent = ET.fromstring(domain_xml(settings, peers, 0))
     assert len(agent.findall(".//c:Peer", space)) == 2
-    assert agent.findtext(".//c:ParticipantIndex", namespaces=space) == "auto"
+    assert agent.findtext(".//c:ParticipantIndex", namespaces=space) == "none"
 
 
 def test_a_name_that_does_not_resolve_is_our_error_not_an_abort() -> None:
