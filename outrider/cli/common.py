@@ -22,7 +22,7 @@ class Session:
     """One run of one command: which cluster, and in which form it answers."""
 
     def __init__(self, config: str | None, as_json: bool) -> None:
-        self._config = config
+        self.config = config
         self.as_json = as_json
 
     @functools.cached_property
@@ -30,7 +30,7 @@ class Session:
         """The cluster file. Raises ConfigError."""
         from outrider.client.config import find_cluster
 
-        return find_cluster(self._config)
+        return find_cluster(self.config)
 
     def view(self) -> "LedgerView":
         """The ledger folded up to its present end. Raises BrokerUnavailableError."""

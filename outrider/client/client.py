@@ -25,14 +25,13 @@ from dataplane.commands import send_command_sync
 from dataplane.logs import read_logs
 from dataplane.payloads import PayloadFetcher
 from dataplane.producer import RecordProducer
-from dataplane.results import read_result
-from dataplane.submit import Submitter
+from dataplane.results import read_result, result_bytes_sync
+from dataplane.submit import Submitted, Submitter
 from idl.errors import ConfigError, JobFaultError, OutriderError
 from idl.ids import Attempt, JobId, QueueName
-from idl.jobs import PayloadLocation, SourceRef
+from idl.jobs import SourceRef
 from idl.records import AttemptResult, CancelJob, LogChunk
 from idl.settings import ClusterSettings
-from idl.topics import TopicNames
 from outrider.client.config import find_cluster
 from outrider.client.follow import Follower
 from outrider.client.job import Job, Submission, identified
@@ -156,26 +155,38 @@ class Client:
         return self._submit(list(jobs))
 
     def _submit(self, jobs: Sequence[Job | Submission]) -> list[Handle]:
-        now = time.time_ns() // 1_000_000
-        whole = [
-            identified(job.submission() if isinstance(job, Job) else job, now, self.submitter)
-            for job in jobs
-        ]
-        self._refuse_unknown_queues({submission.queue for submission in whole})
+        whole = self._prepared(jobs)
         follower = self._follow()
         progress = [follower.watch(submission.spec.id) for submission in whole]
         try:
-            for queue in dict.fromkeys(submission.queue for submission in whole):
-                self._admit(queue)
-                chosen = [i for i, submission in enumerate(whole) if submission.queue == queue]
-                done = self._submitter.submit_many_sync(queue, (whole[i].spec for i in chosen))
-                for index, submitted in zip(chosen, done, strict=True):
-                    progress[index].source = submitted.source
+            for one, submitted in zip(progress, self._produce(whole), strict=True):
+                one.source = submitted.source
         except BaseException:
             for one in progress:
                 follower.forget(one.job)
             raise
         return [Handle(self, one) for one in progress]
+
+    def send(self, jobs: Iterable[Job | Submission]) -> list[Submitted]:
+        """Submits jobs without following them: their ids and places, in order of `jobs`.
+
+        Raises as `submit`.
+        """
+        return self._produce(self._prepared(list(jobs)))
+
+    def _prepared(self, jobs: Sequence[Job | Submission]) -> list[Submission]:
+        whole = [identified(job.submission() if isinstance(job, Job) else job) for job in jobs]
+        self._refuse_unknown_queues({submission.queue for submission in whole})
+        return whole
+
+    def _produce(self, whole: Sequence[Submission]) -> list[Submitted]:
+        places: dict[int, Submitted] = {}
+        for queue in dict.fromkeys(submission.queue for submission in whole):
+            self._admit(queue)
+            chosen = [i for i, submission in enumerate(whole) if submission.queue == queue]
+            sent = self._submitter.submit_many_sync(queue, (whole[i].spec for i in chosen))
+            places.update(zip(chosen, sent, strict=True))
+        return [places[index] for index in range(len(whole))]
 
     def _refuse_unknown_queues(self, queues: set[QueueName]) -> None:
         for queue in queues - self.settings.queues.keys():
@@ -253,18 +264,7 @@ class Client:
 
     def bytes_of(self, result: AttemptResult) -> bytes:
         """A result's own bytes, inline or fetched by claim check."""
-        if result.result_ref is None:
-            return result.result or b""
-        ref = result.result_ref
-        place = SourceRef(
-            topic=TopicNames(self.settings.kafka.prefix).payloads,
-            partition=ref.partition,
-            offset=ref.offset,
-        )
-        return self._fetcher.fetch_sync(
-            PayloadLocation(source=place, size_bytes=ref.size_bytes, inline=False,
-                            sha256=ref.sha256)
-        )  # fmt: skip
+        return result_bytes_sync(result, self.settings.kafka, self._fetcher) or b""
 
     def logs(
         self,

@@ -235,17 +235,12 @@ def new_job_id(name: str = "") -> JobId:
     return JobId(f"{stem}-{secrets.token_hex(8)[:15]}")
 
 
-def identified(submission: Submission, now_ms: int, submitter: str = "") -> Submission:
-    """The same submission with an id, the submission time (epoch ms) and who submits."""
+def identified(submission: Submission) -> Submission:
+    """The same submission with an id; it is known before it is sent, so its end can be awaited."""
     spec = submission.spec
-    return submission._replace(
-        spec=msgspec.structs.replace(
-            spec,
-            id=spec.id or new_job_id(spec.name),
-            submitted_ms=spec.submitted_ms or now_ms,
-            submitter=spec.submitter or submitter,
-        )
-    )
+    if spec.id:
+        return submission
+    return submission._replace(spec=msgspec.structs.replace(spec, id=new_job_id(spec.name)))
 
 
 def array(submission: Submission, count: int) -> list[Submission]:

@@ -1,0 +1,238 @@
+"""`status`, `nodes`, `leader`, `drain`: the pool as the ledger and Kafka tell it."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from outrider.cli.common import Session, age, common, now_ms, print_table
+from outrider.cli.queues import queue_rows, show_queues
+
+if TYPE_CHECKING:
+    from dataplane.core.nodes import Node
+    from dataplane.core.state import PoolState
+    from outrider.client.view import LedgerView
+
+
+def node_state(node: "Node") -> str:
+    """`ready`, `draining` or `lost`."""
+    if node.lost:
+        return "lost"
+    return "draining" if node.draining else "ready"
+
+
+def node_document(node: "Node") -> dict[str, Any]:
+    """A node as `--json` shows it."""
+    from outrider.client.job import ALL_LIMITS
+
+    capacity = node.capacity
+    return {
+        "node": node.name,
+        "state": node_state(node),
+        "reason": node.lost_reason,
+        "cpu_millis": capacity.cpu_millis,
+        "cpu_millis_used": capacity.cpu_millis - node.free_cpu_millis,
+        "memory_bytes": capacity.memory_bytes,
+        "memory_bytes_used": capacity.memory_bytes - node.free_memory_bytes,
+        "gpus": len(capacity.gpus),
+        "gpus_used": len(capacity.gpus) - len(node.free_gpus),
+        "attempts": len(node.attempts),
+        "enforces": [name for name in ALL_LIMITS if name in node.enforces],
+        "missing": [name for name in ALL_LIMITS if name not in node.enforces],
+        "labels": node.labels,
+        "seen_ms": node.seen_ms,
+    }
+
+
+def _enforcement(document: dict[str, Any]) -> str:
+    missing = document["missing"]
+    return "everything" if not missing else f"all but {', '.join(missing)}"
+
+
+def _show_nodes(documents: list[dict[str, Any]]) -> None:
+    from idl.units import format_bytes
+
+    print_table(
+        ("NODE", "STATE", ">CPU", ">MEMORY", ">GPUS", ">JOBS", "ENFORCES", "LABELS", "SINCE"),
+        [
+            (
+                doc["node"],
+                doc["state"],
+                f"{doc['cpu_millis_used'] / 1000:g}/{doc['cpu_millis'] / 1000:g}",
+                f"{format_bytes(doc['memory_bytes_used'])}/{format_bytes(doc['memory_bytes'])}",
+                f"{doc['gpus_used']}/{doc['gpus']}",
+                doc["attempts"],
+                _enforcement(doc),
+                ",".join(f"{key}={value}" for key, value in sorted(doc["labels"].items())) or "-",
+                age(now_ms(), doc["seen_ms"]),
+            )
+            for doc in documents
+        ],
+        empty="no node has joined the pool; start an agent",
+    )
+
+
+def node_documents(state: "PoolState") -> list[dict[str, Any]]:
+    """All nodes, by name."""
+    return [node_document(node) for _, node in sorted(state.nodes.items())]
+
+
+@click.command()
+@common
+def nodes(session: Session) -> None:
+    """Nodes: capacity and what is reserved of it, what they enforce, labels.
+
+    \b
+    Examples:
+      outrider nodes
+      outrider nodes --json | jq '.[] | select(.state == "lost")'
+    """
+    documents = node_documents(session.view().state)
+    session.answer(documents, lambda: _show_nodes(documents))
+
+
+@click.command()
+@common
+def leader(session: Session) -> None:
+    """Who leads (by the ledger), and the terms before.
+
+    \b
+    Examples:
+      outrider leader
+      outrider leader --json | jq .term
+    """
+    view = session.view()
+    terms = list(view.state.terms)
+    document = {"leader": view.leader, "term": view.state.term, "terms": terms}
+
+    def human() -> None:
+        ends = [term.at_ms for term in terms[1:]] + [now_ms()]
+        rows = [
+            (term.term, term.leader, age(now_ms(), term.at_ms) + " ago",
+             f"{(end - term.at_ms) / 1000:.1f}s", term.why)
+            for term, end in zip(terms, ends, strict=True)
+        ]  # fmt: skip
+        print_table(
+            (">TERM", "LEADER", "STARTED", ">FOR", "WHY"),
+            rows,
+            empty="nobody has led yet; are the coordinators running?",
+        )
+
+    session.answer(document, human)
+
+
+def _local_processes(session: Session) -> list[dict[str, Any]]:
+    """Processes of the local cluster that the cluster file belongs to, if it is one."""
+    from outrider.client.config import find_config
+    from outrider.local.record import Layout
+
+    place = Layout("", find_config(session.config).parent)
+    run = place.read_run()
+    if run is None:
+        return []
+    return [
+        {"process": record.name, "role": record.role, "alive": record.alive}
+        for record in run.processes
+    ]
+
+
+def status_document(session: Session) -> dict[str, Any]:
+    """Everything `status` shows. Raises BrokerUnavailableError."""
+    from dataplane.kafka import check_reachable
+
+    settings = session.settings
+    brokers = check_reachable(settings.kafka)
+    view: LedgerView = session.view()
+    state = view.state
+    last = state.terms[-1] if state.terms else None
+    return {
+        "cluster": settings.cluster,
+        "pool": settings.pool,
+        "kafka": {
+            "state": "ok",
+            "brokers": brokers,
+            "bootstrap": settings.kafka.bootstrap,
+            "kind": settings.kafka.kind,
+            "durable": settings.kafka.kind != "embedded",
+        },
+        "leader": view.leader,
+        "term": state.term,
+        "term_started_ms": last.at_ms if last else 0,
+        "ledger_offset": state.next_offset,
+        "last_decision_ms": state.at_ms,
+        "void_entries": sum(state.void_counts.values()),
+        "dead_letters_due": len(state.dead_letters_due),
+        "queues": queue_rows(settings, state),
+        "nodes": node_documents(state),
+        "processes": _local_processes(session),
+    }
+
+
+def _show_status(document: dict[str, Any]) -> None:
+    now = now_ms()
+    kafka = document["kafka"]
+    brokers = f"{kafka['brokers']} broker{'s' if kafka['brokers'] != 1 else ''}"
+    durable = "" if kafka["durable"] else ", in memory: a restart loses everything"
+    led = (
+        f"{document['leader']}, term {document['term']}, "
+        f"since {age(now, document['term_started_ms'])}"
+        if document["leader"]
+        else "none: nobody has led yet"
+    )
+    click.echo(f"cluster  {document['cluster']}, pool {document['pool']}")
+    click.echo(f"kafka    {kafka['state']}, {brokers} at {kafka['bootstrap']}{durable}")
+    click.echo(f"leader   {led}")
+    click.echo(
+        f"ledger   {document['ledger_offset']} entries, "
+        f"{document['void_entries']} void, last {age(now, document['last_decision_ms'])} ago"
+        if document["ledger_offset"]
+        else "ledger   empty"
+    )
+    ended = [row["process"] for row in document["processes"] if not row["alive"]]
+    if ended:
+        click.echo(f"ended    {', '.join(ended)}: see the logs in the cluster's folder")
+    click.echo()
+    show_queues(document["queues"])
+    click.echo()
+    _show_nodes(document["nodes"])
+
+
+@click.command()
+@common
+def status(session: Session) -> None:
+    """Leader, queues, nodes and Kafka at a glance.
+
+    Unread: submissions in Kafka that no leader has taken in yet (queue depth beyond the window).
+
+    \b
+    Examples:
+      outrider status
+      watch -n1 outrider status
+      outrider status --json | jq .queues
+    """
+    document = status_document(session)
+    session.answer(document, lambda: _show_status(document))
+
+
+@click.command()
+@click.argument("node")
+@click.option("--undo", is_flag=True, help="Place jobs there again.")
+@common
+def drain(session: Session, node: str, undo: bool) -> None:
+    """Place nothing more on NODE; what runs there goes on.
+
+    \b
+    Examples:
+      outrider drain n2
+      outrider drain n2 --undo
+    """
+    from idl.records import DrainNode
+    from outrider.cli.exits import NotFoundError
+    from outrider.cli.orders import give_orders
+
+    view = session.view()
+    if node not in view.state.nodes:
+        known = ", ".join(sorted(view.state.nodes)) or "none"
+        raise NotFoundError(f"no node {node!r} in the ledger (there: {known})")
+    give_orders(session, view, {node: DrainNode(node=node, drain=not undo)})
+    done = "takes jobs again" if undo else "gets no more jobs"
+    session.answer({"node": node, "draining": not undo}, lambda: click.echo(f"{node} {done}"))

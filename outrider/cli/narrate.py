@@ -1,0 +1,110 @@
+"""One ledger decision as one line for people. Pure."""
+
+from idl.ledger import (
+    Assigned,
+    Cancelled,
+    Commanded,
+    DeadLettered,
+    DeadLetterStored,
+    Decision,
+    Finished,
+    Ingested,
+    NodeLost,
+    NodeSeen,
+    Rejected,
+    Released,
+    ResultRefused,
+    RetryScheduled,
+    Started,
+    TermStarted,
+    Waiting,
+)
+from idl.records import CancelJob, Command
+from idl.units import format_bytes, format_ms
+
+
+def _capacity(seen: NodeSeen) -> str:
+    capacity = seen.capacity
+    gpus = f", {len(capacity.gpus)} GPUs" if capacity.gpus else ""
+    return f"{capacity.cpu_millis / 1000:g} CPU, {format_bytes(capacity.memory_bytes)}{gpus}"
+
+
+def _command(command: Command | None) -> str:
+    if command is None:
+        return "an unreadable command"
+    if isinstance(command, CancelJob):
+        return f"cancel job {command.job}"
+    return f"{'drain' if command.drain else 'use again'} node {command.node}"
+
+
+def _by(who: str) -> str:
+    return f" by {who}" if who else ""
+
+
+def _about_job(decision: Decision, at_ms: int) -> str:
+    match decision:
+        case Ingested():
+            words = " ".join(decision.job.command)
+            shown = words if len(words) <= 60 else words[:59] + "…"
+            return f"job {decision.job.id} accepted into {decision.queue}: {shown}"
+        case Rejected():
+            named = f"job {decision.job}" if decision.job else "a record"
+            return f"{named} refused from {decision.queue} ({decision.code}): {decision.reason}"
+        case Waiting():
+            return f"job {decision.job} waits ({decision.code}): {decision.message}"
+        case Assigned():
+            gpus = f", GPUs {', '.join(map(str, decision.gpus))}" if decision.gpus else ""
+            return f"job {decision.job} attempt {decision.attempt} placed on {decision.node}{gpus}"
+        case Started():
+            return f"job {decision.job} attempt {decision.attempt} runs"
+        case RetryScheduled():
+            delay = format_ms(max(0, decision.not_before_ms - at_ms))
+            return f"job {decision.job} is tried again in {delay}: {decision.reason}"
+        case Finished():
+            return f"job {decision.job} finished with attempt {decision.attempt}"
+        case DeadLettered():
+            return f"job {decision.job} is dead ({decision.code}): {decision.reason}"
+        case Cancelled():
+            return f"job {decision.job} cancelled{_by(decision.by)}"
+    return _about_attempts(decision)
+
+
+def _about_attempts(decision: Decision) -> str:
+    match decision:
+        case Released():
+            code = "" if decision.exit_code is None else f", exit code {decision.exit_code}"
+            detail = f": {decision.detail}" if decision.detail else ""
+            return (
+                f"job {decision.job} attempt {decision.attempt} ended: "
+                f"{decision.outcome}{code}{detail}"
+            )
+        case ResultRefused():
+            return (
+                f"a result of job {decision.job} attempt {decision.attempt} counts for nothing: "
+                f"{decision.reason}"
+            )
+        case DeadLetterStored():
+            return f"dead letter {decision.key} stored"
+    raise TypeError(f"no words for {type(decision).__name__}")
+
+
+def narrate(decision: Decision, leader: str, term: int, at_ms: int) -> str:
+    """What happened, in one line. `at_ms`: the entry's time, epoch ms."""
+    match decision:
+        case TermStarted():
+            why = f" ({decision.why})" if decision.why else ""
+            return f"{leader} leads pool {decision.pool} in term {term}{why}"
+        case NodeSeen():
+            draining = ", draining" if decision.draining else ""
+            return f"node {decision.node} is here: {_capacity(decision)}{draining}"
+        case NodeLost():
+            return f"node {decision.node} is lost: {decision.reason}"
+        case Commanded():
+            verdict = f" refused: {decision.refused}" if decision.refused else " carried out"
+            return f"order{_by(decision.by)} to {_command(decision.command)}{verdict}"
+    return _about_job(decision, at_ms)
+
+
+def nodes_of(decision: Decision) -> str:
+    """The node that a decision is about; "" where it is about none."""
+    return decision.node if isinstance(decision, NodeSeen | NodeLost | Assigned) else ""
