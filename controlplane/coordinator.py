@@ -10,10 +10,11 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from controlplane.core import events as ev
 from controlplane.core.coordinator import Coordinator
@@ -22,6 +23,7 @@ from controlplane.hints import Hints
 from controlplane.intake import Intake, IntakeEvent, Partitions
 from controlplane.metrics import Metrics
 from controlplane.priority import Timing, choose_timing, raise_priority
+from dataplane.crew import Crew
 from dataplane.dead_letter import fetch_original, write_dead_letter
 from dataplane.kafka import check_reachable
 from dataplane.ledger import LedgerReader, LedgerWriter
@@ -95,8 +97,6 @@ class CoordinatorProcess:
         self._work: deque[tuple[str, Any]] = deque()
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
-        self._failure: asyncio.Future[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._applied = 0
         self._goal = 0
         self._link = ControlLink(
@@ -129,47 +129,34 @@ class CoordinatorProcess:
     async def run(self, stopping: asyncio.Event) -> None:
         """Runs until `stopping`. Raises OutriderError where the process cannot go on."""
         loop = asyncio.get_running_loop()
-        self._failure = loop.create_future()
+        self._crew = Crew()
         kafka = self._settings.kafka
         await loop.run_in_executor(None, check_reachable, kafka)
         partitions = await loop.run_in_executor(None, partitions_of, self._settings)
         self._producer = RecordProducer(kafka, name="coordinator")
         self._writer = LedgerWriter(kafka, self._settings.pool)
-        self._intake = Intake(kafka, partitions, self._take_in, self._fail)
+        self._intake = Intake(kafka, partitions, self._take_in, self._crew.fail)
         self._reader = LedgerReader(
             kafka,
             self._settings.pool,
             0,
             self._read_ledger,
             loop=loop,
-            on_error=self._fail,
+            on_error=self._crew.fail,
         )
         self._reader.start()
         self._goal = await self._reader.end_offset()
         self._link.start()
         self._note_progress()
+        hints = Hints(self._own, self._settings.coordinators, self._peer_gone)
+        self._crew.spawn(hints.run())
+        self._crew.spawn(self._measure_backlog())
+        self._pump()
         try:
-            async with asyncio.TaskGroup() as group:
-                hints = Hints(self._own, self._settings.coordinators, self._peer_gone)
-                running = [
-                    group.create_task(hints.run()),
-                    group.create_task(self._measure_backlog()),
-                ]
-                self._pump()
-                await self._until_stopped(stopping)
-                await self._hand_over()
-                for task in running:
-                    task.cancel()
+            await self._crew.until(stopping)
+            await self._hand_over()
         finally:
             await self._close()
-
-    async def _until_stopped(self, stopping: asyncio.Event) -> None:
-        assert self._failure is not None
-        stopped = asyncio.ensure_future(stopping.wait())
-        await asyncio.wait({stopped, self._failure}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if self._failure.done():
-            self._failure.result()
 
     async def _hand_over(self) -> None:
         log.info("stopping")
@@ -180,8 +167,7 @@ class CoordinatorProcess:
     async def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._tasks:
-            task.cancel()
+        self._crew.cancel()
         self._intake.close()
         self._link.close()
         await self._reader.aclose()
@@ -262,7 +248,7 @@ class CoordinatorProcess:
                     for order in self._core.step(event, self._now()):
                         self._perform(order)
         except OutriderError as error:
-            self._fail(error)
+            self._crew.fail(error)
         finally:
             self._pumping = False
         self._metrics.observe(self._core, self._election, self._link.counts())
@@ -311,7 +297,7 @@ class CoordinatorProcess:
             case ev.SetIntake():
                 self._intake.set(effect)
             case ev.WriteDeadLetter(letter=letter):
-                self._spawn(self._store_dead_letter(letter))
+                self._crew.spawn(self._store_dead_letter(letter))
             case ev.PublishQueueState(state=state):
                 self._link.send(topics.QUEUE_STATE, state, state.term)
                 self._metrics.queue(state)
@@ -367,25 +353,9 @@ class CoordinatorProcess:
             for queue, unread in backlog.items():
                 self._to_core(ev.BacklogMeasured(queue=queue, unread=unread))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._reap)
-
-    def _reap(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
-        if self._failure is not None and not self._failure.done():
-            self._failure.set_exception(error)
-
 
 def with_original(letter: DeadLetter, original: bytes | None, content_type: str) -> DeadLetter:
     """The letter with the submission's own bytes."""
-    from msgspec.structs import replace
-
     return replace(letter, original=original, content_type=content_type)
 
 

@@ -8,11 +8,13 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from dataplane.crew import Crew
 from dataplane.kafka import check_reachable
 from dataplane.payloads import PayloadFetcher
 from dataplane.process import (
@@ -46,8 +48,9 @@ from node_agent.core.attempts import (
 from node_agent.metrics import Metrics
 from node_agent.report import Offer, build_report
 from node_agent.runner import AttemptRunner
-from node_agent.sandbox.native import NativeSandbox, SandboxSettings
+from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import SandboxUnavailable
+from node_agent.sandbox.settings import SandboxSettings, interpreter_paths
 
 STOP_GRACE_S: Final = 5.0
 """After SIGTERM, how long the results of killed attempts may take to reach Kafka."""
@@ -81,8 +84,6 @@ class Agent:
             frozenset(self._report.enforces),
         )
         self._metrics = Metrics(name, settings.pool)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._failure: asyncio.Future[None] | None = None
         self._flush_due = False
         self._link = ControlLink(
             settings,
@@ -99,7 +100,8 @@ class Agent:
     async def run(self, stopping: asyncio.Event) -> None:
         """Runs until `stopping`. Raises OutriderError where the process cannot go on."""
         loop = asyncio.get_running_loop()
-        self._failure = loop.create_future()
+        self._crew = Crew()
+        self._attempts = Crew()
         kafka = self._settings.kafka
         await loop.run_in_executor(None, check_reachable, kafka)
         self._producer = RecordProducer(kafka, name="agent")
@@ -114,41 +116,29 @@ class Agent:
             self._attempt_ended,
         )
         self._link.start()
-        beats = [
-            loop.create_task(self._repeat(self._settings.nodes.heartbeat_ms, self._heartbeat)),
-            loop.create_task(self._repeat(self._settings.nodes.report_ms, self._send_report)),
-        ]
+        self._crew.spawn(self._repeat(self._settings.nodes.heartbeat_ms, self._heartbeat))
+        self._crew.spawn(self._repeat(self._settings.nodes.report_ms, self._send_report))
         self._readiness.have("intents")
         log.info("ready", extra={"enforces": self._report.enforces})
         try:
-            await self._until_stopped(stopping)
+            self._crew.spawn(self._attempts.until(stopping))
+            await self._crew.until(stopping)
             await self._stop_attempts()
         finally:
-            for beat in beats:
-                beat.cancel()
             await self._close()
-
-    async def _until_stopped(self, stopping: asyncio.Event) -> None:
-        assert self._failure is not None
-        stopped = asyncio.ensure_future(stopping.wait())
-        await asyncio.wait({stopped, self._failure}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if self._failure.done():
-            self._failure.result()
 
     async def _stop_attempts(self) -> None:
         live = self._core.live
         log.info("stopping", extra={"attempts": len(live)})
         for assign in live:
             await self._runner.kill(assign.job, assign.attempt, "agent is stopping")
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=STOP_GRACE_S)
-            if late:
-                log.error("results not delivered before the stop", extra={"count": len(late)})
+        late = await self._attempts.finish(STOP_GRACE_S)
+        if late:
+            log.error("results not delivered before the stop", extra={"count": late})
 
     async def _close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        self._attempts.cancel()
+        self._crew.cancel()
         self._link.close()
         await self._fetcher.aclose()
         await self._producer.aclose()
@@ -165,7 +155,7 @@ class Agent:
             for effect in self._core.step(event):
                 self._perform(effect)
         except OutriderError as error:
-            self._fail(error)
+            self._crew.fail(error)
         if not self._flush_due:
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -180,11 +170,11 @@ class Agent:
     def _perform(self, effect: Effect) -> None:
         match effect:
             case RunAttempt(assign=assign, term=term):
-                self._spawn(self._runner.run(assign, term))
+                self._attempts.spawn(self._runner.run(assign, term))
             case RefuseAttempt(assign=assign, term=term, detail=detail):
-                self._spawn(self._runner.refuse(assign, term, detail))
+                self._attempts.spawn(self._runner.refuse(assign, term, detail))
             case KillAttempt(job=job, attempt=attempt, why=why):
-                self._spawn(self._runner.kill(job, attempt, why))
+                self._attempts.spawn(self._runner.kill(job, attempt, why))
             case SendStatus(status=status):
                 self._link.send(topics.ATTEMPT_STATUS, status, status.term)
 
@@ -201,29 +191,21 @@ class Agent:
             extra={"job": result.job, "attempt": result.attempt, "outcome": result.outcome},
         )
 
-    async def _repeat(self, period_ms: int, act: Any) -> None:
+    async def _repeat(self, period_ms: int, act: Callable[[], None]) -> None:
         while True:
             act()
             await asyncio.sleep(period_ms / 1000)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._reap)
-
-    def _reap(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
-        if self._failure is not None and not self._failure.done():
-            self._failure.set_exception(error)
 
     @property
     def report(self) -> NodeReport:
         """What this node says of itself."""
         return self._report
+
+
+def sandbox_settings(settings: ClusterSettings, node: str) -> SandboxSettings:
+    """This agent's sandboxes: jobs may also run the interpreter that runs the agent."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{settings.cluster}-{node}")
+    return SandboxSettings(instance=name, extra_ro_paths=interpreter_paths())
 
 
 def _labels(pairs: list[str]) -> dict[str, str]:
@@ -265,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.metrics_port:
             stop_metrics = serve_metrics(options.metrics_address, options.metrics_port, readiness)
         try:
-            sandbox = await NativeSandbox.start(SandboxSettings(name=options.name))
+            sandbox = await NativeSandbox.start(sandbox_settings(settings, options.name))
         except SandboxUnavailable as error:
             raise PlatformFaultError(str(error)) from error
         try:
