@@ -1,0 +1,62 @@
+"""Bounds and periods of the coordinator core that are nobody else's business, with their reasons.
+
+Bounds that are a contract between processes are in `idl.limits`.
+"""
+
+from typing import Final
+
+from idl.limits import INBOX_RECORDS_MAX, LEDGER_BATCH_DECISIONS_MAX
+from idl.units import KIB
+
+RECORDS_PER_READ_MAX: Final = 500
+"""Records that the driver hands in at once per stream: what may still come after a pause."""
+INBOX_RESUME_SHARE: Final = 0.5
+"""A paused stream resumes when its inbox is down to this share: no on-off at every record."""
+LIVE_RESUME_SHARE: Final = 0.9
+"""A queue paused for its live jobs resumes at this share of the bound."""
+RESULTS_INBOX_MAX: Final = INBOX_RECORDS_MAX
+COMMANDS_INBOX_MAX: Final = 200
+"""Operators are few; a flood of commands waits in Kafka."""
+RESULT_DECISIONS_MAX: Final = LEDGER_BATCH_DECISIONS_MAX // 2
+"""Share of a batch for ends of attempts: the room they free shall be filled by the same batch."""
+DECISION_BYTES: Final = 320
+"""Estimate of a decision's encoding without its free text and spec."""
+DEAD_LETTERS_DUE_MAX: Final = 1_000
+"""Admission waits while more dead letters than this are not yet in Kafka: a flood of poisoned
+records must not pile up in memory."""
+DEAD_LETTER_RESEND_MS: Final = 30_000
+"""A dead letter not confirmed after this is ordered again; the driver retries long before."""
+
+INTENT_ITEMS_MAX: Final = 128
+INTENT_BYTES_MAX: Final = 160 * KIB
+"""Estimate; a DDS message stays below 256 KiB even where JSON escapes make it longer."""
+INTENT_ITEM_BYTES: Final = 400
+"""Estimate of an intent item without its spec."""
+
+APPEND_RETRY_MS: Final = 100
+APPEND_RETRY_MS_MAX: Final = 2_000
+"""Backoff between appends of the same entry; Kafka's own client has retried before we do."""
+APPEND_STALL_MS: Final = 3_000
+"""An append not read back after this is shown as a stall (a killed broker takes 2.2 s)."""
+
+LOST_CHECK_MS: Final = 250
+"""How often silence of nodes is looked for: O(nodes)."""
+IDLE_TICK_MS: Final = 500
+"""A leader is woken at least this often."""
+SELF_PAUSE_MS: Final = 3_000
+"""A leader that was not woken for this long was itself asleep: it cannot tell the silence of nodes
+from its own deafness and starts to count anew."""
+ATTEMPT_MISSING_MS: Final = 5_000
+"""A node that knew an attempt and leaves it out of its full lists for this long forgot it."""
+RESTARTED_NODE_MISSING_MS: Final = 2_000
+"""The same after a restart of the agent: time for results that its former self wrote to be read."""
+ENDED_WITHOUT_RESULT_MS: Final = 600_000
+"""A node says `ended` for this long and no result came: it was lost or cannot be understood."""
+WAITING_GRACE_MS: Final = 2_000
+"""A new leader says `NoNodes` only after nodes had time to report."""
+QUEUE_STATE_MS: Final = 500
+"""Depth changes are published at most this often per queue; admission changes at once."""
+NODE_CHECKS_MAX: Final = 20_000
+"""Nodes looked at in one scheduling cycle: keeps it near 10 ms; the rest is for the next cycle."""
+NODES_MAX: Final = 10_000
+"""Nodes a coordinator listens to (facts: beyond a few thousand, cells)."""

@@ -1,0 +1,153 @@
+"""Why a job is where it is, in words: from the state alone, so any reader of the ledger can tell.
+
+Reasons are named after Kueue's KEP-10852 (pending reasons), as far as this version has them.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final, Literal
+
+import msgspec
+
+from dataplane.core.jobs import Job, Phase
+from dataplane.core.nodes import Node, Shape, unmet_by_capacity, unmet_by_free_room
+from dataplane.core.state import PoolState
+from idl.ledger import PendingCode
+from idl.units import format_bytes, format_ms
+
+NODE_REASONS_MAX: Final = 50
+"""Nodes listed one by one; of a larger pool the message sums up."""
+
+ExplainCode = Literal[
+    "Unknown", "Finished", "DeadLettered", "Cancelled", "Running", "Assigned", "BackingOff",
+    "NoNodes", "NoMatchingNode", "WaitingForResources", "Ready",
+]  # fmt: skip
+
+
+class NodeReason(msgspec.Struct, frozen=True):
+    """Why one node does not take the job now; `why` is "" where it would."""
+
+    node: str
+    why: str
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """`position`: place among pending jobs from 1, 0 where the job does not wait."""
+
+    job: str
+    code: ExplainCode
+    message: str
+    position: int = 0
+    nodes: tuple[NodeReason, ...] = ()
+
+
+def _demand(word: str, shape: Shape) -> str:
+    kind, _, what = word.partition(":")
+    if kind == "cpu":
+        return f"{shape.cpu_millis / 1000:g} CPUs"
+    if kind == "memory":
+        return f"{format_bytes(shape.memory_bytes)} of memory"
+    if kind == "gpus":
+        return f"{shape.gpus} GPUs"
+    if kind == "enforcement":
+        return f"enforcement of {what}"
+    if kind == "label":
+        return f"label {what}={dict(shape.labels)[what]}"
+    return word
+
+
+def why_unplaceable(nodes: Iterable[Node], shape: Shape) -> tuple[PendingCode, str] | None:
+    """Why no node could take such a job even if it were empty; None where one could.
+
+    The message names what each node lacks, summed up, so that it stays the same until something
+    really changes: demands that no node meets, else those that no node meets together.
+    """
+    unmet: list[tuple[str, ...]] = []
+    for node in nodes:
+        if node.lost:
+            continue
+        words = unmet_by_capacity(node, shape) + (("draining",) if node.draining else ())
+        if not words:
+            return None
+        unmet.append(words)
+    if not unmet:
+        return "NoNodes", "no node has joined the pool; start an agent"
+    counts = Counter(word for words in unmet for word in words)
+    everywhere = sorted(word for word, count in counts.items() if count == len(unmet))
+    if everywhere == ["draining"]:
+        return "NoMatchingNode", "every node is draining"
+    if everywhere:
+        lacking = ", ".join(_demand(word, shape) for word in everywhere if word != "draining")
+        return "NoMatchingNode", f"no node offers {lacking}"
+    lacking = ", ".join(_demand(word, shape) for word in sorted(counts))
+    return "NoMatchingNode", f"no single node offers all of: {lacking}"
+
+
+def _node_reason(node: Node, shape: Shape) -> str:
+    if node.lost:
+        return f"lost: {node.lost_reason}"
+    if node.draining:
+        return "draining"
+    lacking = unmet_by_capacity(node, shape)
+    if lacking:
+        return "does not offer " + ", ".join(_demand(word, shape) for word in lacking)
+    busy = unmet_by_free_room(node, shape)
+    return "in use by others: " + ", ".join(busy) if busy else ""
+
+
+def _explain_ended(state: PoolState, job_id: str) -> Explanation:
+    ended = state.ended.get(job_id)
+    if ended is None:
+        message = "no such job in the ledger's memory; was it submitted, and to this pool?"
+        return Explanation(job=job_id, code="Unknown", message=message)
+    if ended.phase is Phase.FINISHED:
+        message = f"finished with attempt {ended.attempt} on {ended.node}"
+        return Explanation(job=job_id, code="Finished", message=message)
+    if ended.phase is Phase.CANCELLED:
+        return Explanation(job=job_id, code="Cancelled", message=ended.reason or "cancelled")
+    message = f"{ended.code}: {ended.reason}"
+    return Explanation(job=job_id, code="DeadLettered", message=message)
+
+
+def _explain_waiting(state: PoolState, job: Job) -> Explanation:
+    position = state.pending.ahead_of(job.rank) + 1
+    nodes = sorted(state.nodes.values(), key=lambda node: node.name)
+    reasons = tuple(NodeReason(n.name, _node_reason(n, job.shape)) for n in nodes)
+    shown = reasons[:NODE_REASONS_MAX]
+    never = why_unplaceable(nodes, job.shape)
+    if never is not None:
+        return Explanation(
+            job=job.id, code=never[0], message=never[1], position=position, nodes=shown
+        )
+    if all(reason.why for reason in reasons):
+        return Explanation(
+            job=job.id, code="WaitingForResources",
+            message="the nodes that could run it are in use; it starts when room returns",
+            position=position, nodes=shown,
+        )  # fmt: skip
+    return Explanation(
+        job=job.id, code="Ready", message="there is room; it is placed in its turn",
+        position=position, nodes=shown,
+    )  # fmt: skip
+
+
+def explain(state: PoolState, job_id: str, now_ms: int) -> Explanation:
+    """Why `job_id` is where it is at `now_ms` (epoch ms)."""
+    job = state.jobs.get(job_id)
+    if job is None:
+        return _explain_ended(state, job_id)
+    cancelling = "; it is being cancelled" if job.cancel_requested else ""
+    if job.phase is Phase.RUNNING:
+        message = f"attempt {job.attempt} runs on {job.node}{cancelling}"
+        return Explanation(job=job_id, code="Running", message=message)
+    if job.phase is Phase.ASSIGNED:
+        message = f"attempt {job.attempt} was given to {job.node}, which starts it{cancelling}"
+        return Explanation(job=job_id, code="Assigned", message=message)
+    if job.phase is Phase.BACKING_OFF and job.not_before_ms > now_ms:
+        last = job.attempts[-1]
+        message = (
+            f"attempt {last.attempt} ended as {last.outcome}; the next may start in "
+            f"{format_ms(job.not_before_ms - now_ms)}"
+        )
+        return Explanation(job=job_id, code="BackingOff", message=message)
+    return _explain_waiting(state, job)

@@ -1,0 +1,163 @@
+"""Nodes as the ledger knows them: what they offer, what is reserved, and whom they suit.
+
+A *shape* is everything of a job that placement looks at. Jobs of one shape are interchangeable for
+placement, so that thousands of identical jobs that fit nowhere are looked at once per cycle.
+"""
+
+from typing import NamedTuple
+
+from idl.errors import InvariantBrokenError
+from idl.jobs import JobSpec, LimitName
+from idl.ledger import Capacity, NodeSeen
+
+
+class Shape(NamedTuple):
+    """What placement asks of a node."""
+
+    cpu_millis: int
+    memory_bytes: int
+    gpus: int
+    require: tuple[LimitName, ...]
+    labels: tuple[tuple[str, str], ...]
+
+
+def shape_of(spec: JobSpec) -> Shape:
+    """The shape of a job, equal for jobs that ask the same in any order of words."""
+    return Shape(
+        spec.resources.cpu_millis,
+        spec.resources.memory_bytes,
+        spec.resources.gpus,
+        tuple(sorted(set(spec.isolation.require))),
+        tuple(sorted(spec.node_labels.items())),
+    )
+
+
+class Reservation(NamedTuple):
+    """What one attempt holds on a node. `incarnation`: the node's when it was assigned."""
+
+    attempt: int
+    incarnation: int
+    cpu_millis: int
+    memory_bytes: int
+    gpus: tuple[int, ...]
+
+
+class Node:
+    """One node of the pool. Mutated by `PoolState.apply` alone."""
+
+    __slots__ = (
+        "attempts", "capacity", "drain_ordered", "drain_reported", "enforces", "free_cpu_millis",
+        "free_gpus", "free_memory_bytes", "incarnation", "labels", "lost", "lost_reason", "name",
+        "seen_ms",
+    )  # fmt: skip
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.incarnation = 0
+        self.capacity = Capacity(cpu_millis=0, memory_bytes=0)
+        self.enforces: frozenset[str] = frozenset()
+        self.labels: dict[str, str] = {}
+        self.drain_reported = False
+        self.drain_ordered = False
+        self.lost = False
+        self.lost_reason = ""
+        self.seen_ms = 0
+        self.free_cpu_millis = 0
+        self.free_memory_bytes = 0
+        self.free_gpus: tuple[int, ...] = ()
+        """Indices nobody holds, ascending."""
+        self.attempts: dict[str, Reservation] = {}
+        """Current attempts by job id, until their end is confirmed."""
+
+    @property
+    def draining(self) -> bool:
+        """Nothing more is placed here: the node said so, or an operator did."""
+        return self.drain_reported or self.drain_ordered
+
+    @property
+    def schedulable(self) -> bool:
+        """True where new attempts may be placed."""
+        return not self.lost and not self.draining
+
+    def see(self, seen: NodeSeen, at_ms: int) -> None:
+        """Takes over what the node offers now; what is reserved stays reserved."""
+        self.incarnation = seen.incarnation
+        self.capacity = seen.capacity
+        self.enforces = frozenset(seen.enforces)
+        self.labels = dict(seen.labels)
+        self.drain_reported = seen.draining
+        self.lost, self.lost_reason = False, ""
+        self.seen_ms = at_ms
+        self._recount()
+
+    def _recount(self) -> None:
+        held = self.attempts.values()
+        self.free_cpu_millis = self.capacity.cpu_millis - sum(r.cpu_millis for r in held)
+        self.free_memory_bytes = self.capacity.memory_bytes - sum(r.memory_bytes for r in held)
+        taken = {index for reservation in held for index in reservation.gpus}
+        self.free_gpus = tuple(sorted(set(self.capacity.gpus) - taken))
+
+    def reserve(self, job: str, reservation: Reservation) -> None:
+        """Takes room. Raises InvariantBrokenError where there is none (invariant 5)."""
+        fits = (
+            not self.lost
+            and reservation.incarnation == self.incarnation
+            and reservation.cpu_millis <= self.free_cpu_millis
+            and reservation.memory_bytes <= self.free_memory_bytes
+            and set(reservation.gpus) <= set(self.free_gpus)
+            and job not in self.attempts
+        )
+        if not fits:
+            raise InvariantBrokenError(f"node {self.name} has no room for {reservation} of {job}")
+        self.attempts[job] = reservation
+        self.free_cpu_millis -= reservation.cpu_millis
+        self.free_memory_bytes -= reservation.memory_bytes
+        if reservation.gpus:
+            self.free_gpus = tuple(g for g in self.free_gpus if g not in reservation.gpus)
+
+    def release(self, job: str) -> None:
+        """Gives the room of `job`'s attempt back."""
+        reservation = self.attempts.pop(job)
+        self.free_cpu_millis += reservation.cpu_millis
+        self.free_memory_bytes += reservation.memory_bytes
+        if reservation.gpus:
+            self._recount()
+
+    def check_invariants(self) -> None:
+        """Free = capacity − reserved, and no GPU is held twice. Raises InvariantBrokenError."""
+        free = (self.free_cpu_millis, self.free_memory_bytes, self.free_gpus)
+        self._recount()
+        if free != (self.free_cpu_millis, self.free_memory_bytes, self.free_gpus):
+            raise InvariantBrokenError(f"node {self.name}: free room was miscounted as {free}")
+        held = [index for reservation in self.attempts.values() for index in reservation.gpus]
+        if len(held) != len(set(held)):
+            raise InvariantBrokenError(f"node {self.name}: a GPU is held twice: {sorted(held)}")
+
+
+def unmet_by_capacity(node: Node, shape: Shape) -> tuple[str, ...]:
+    """Which demands of `shape` the node could not meet even if it were empty; () for none.
+
+    Words are stable: `cpu`, `memory`, `gpus`, `enforcement:<limit>`, `label:<key>`.
+    """
+    unmet: list[str] = []
+    if node.capacity.cpu_millis < shape.cpu_millis:
+        unmet.append("cpu")
+    if node.capacity.memory_bytes < shape.memory_bytes:
+        unmet.append("memory")
+    if len(node.capacity.gpus) < shape.gpus:
+        unmet.append("gpus")
+    unmet.extend(f"enforcement:{limit}" for limit in shape.require if limit not in node.enforces)
+    unmet.extend(f"label:{key}" for key, value in shape.labels if node.labels.get(key) != value)
+    return tuple(unmet)
+
+
+def unmet_by_free_room(node: Node, shape: Shape) -> tuple[str, ...]:
+    """Which of `cpu`, `memory`, `gpus` are taken by others right now; () where it fits."""
+    unmet: list[str] = []
+    if node.free_cpu_millis < shape.cpu_millis:
+        unmet.append("cpu")
+    if node.free_memory_bytes < shape.memory_bytes:
+        unmet.append("memory")
+    if len(node.free_gpus) < shape.gpus:
+        unmet.append("gpus")
+    return tuple(unmet)
