@@ -61,7 +61,7 @@ def _job_options(command: Any) -> Any:
 @click.option("-f", "--file", "files", multiple=True, metavar="FILE",
               help="Jobs as YAML, JSON or JSON lines ('-': stdin); repeatable.")  # fmt: skip
 @click.option("--script", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="A program run by what its first line names; COMMAND is its arguments.")  # fmt: skip
+              help="A program run as its first line says; COMMAND is its arguments.")  # fmt: skip
 @click.option("--stdin", "stdin_file", metavar="FILE", help="The job's stdin ('-': ours).")
 @click.option("--array", type=click.IntRange(min=1), metavar="N",
               help="N copies, ids ID-0 …, with $OUTRIDER_ARRAY_INDEX.")  # fmt: skip

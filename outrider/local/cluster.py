@@ -30,6 +30,7 @@ from idl.settings import (
     DdsSettings,
     KafkaSettings,
     QueuePolicy,
+    apply_environment,
     load_cluster,
 )
 from idl.topics import TopicNames
@@ -294,7 +295,10 @@ class LocalCluster:
         self._record(msgspec.structs.replace(self._run, phase="up"))
 
     def _start_broker(self, options: LocalOptions, progress: Progress) -> Broker:
-        broker = open_broker(options.kafka, self._place.broker, nodes=options.kafka_nodes)
+        client = apply_environment(KafkaSettings(), os.environ).client
+        broker = open_broker(
+            options.kafka, self._place.broker, nodes=options.kafka_nodes, client=client
+        )
         if not broker.durable:
             progress(EMBEDDED_NOTE)
             shutil.rmtree(self._place.state, ignore_errors=True)
