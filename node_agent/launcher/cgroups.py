@@ -259,7 +259,7 @@ class Tree:
         self.v2: Group | None = None
         self.v1: dict[str, Group] = {}
         self.v2_holds: frozenset[str] = frozenset()
-        self.problems: list[str] = []
+        self.problems: dict[str, list[str]] = {}  # reason -> the hierarchies it keeps from us
         self._locks: list[int] = []
 
     @property
@@ -334,7 +334,7 @@ def open_tree(name: str, hierarchies: list[Mounted], own_pids: frozenset[int]) -
         try:
             base_fd = os.open(mounted.directory, _CREATED)
         except OSError as error:
-            tree.problems.append(f"cgroup {what}: {error.strerror}")
+            tree.problems.setdefault(error.strerror or "?", []).append(what)
             continue
         try:
             sweep(base_fd)
@@ -344,10 +344,7 @@ def open_tree(name: str, hierarchies: list[Mounted], own_pids: frozenset[int]) -
         except OSError as error:
             if not mounted.controllers:
                 tree.v2_holds = frozenset()
-            tree.problems.append(
-                f"cgroup {what} is not writable ({error.strerror}): run as root or under a "
-                "systemd unit with Delegate=yes and DelegateSubgroup=agent"
-            )
+            tree.problems.setdefault(error.strerror or "?", []).append(what)
     return tree
 
 

@@ -18,6 +18,7 @@ import _signal
 import errno
 import os
 import resource
+from typing import NoReturn
 from _socket import MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET, sethostname, socket
 
 from node_agent.launcher import kernel, probe, rootfs
@@ -115,15 +116,17 @@ class _Step:
 
 def run_init(
     shared: Shared, spec: JobSpec, control: socket, stdio: list[int], join_fds: list[int]
-) -> int:
-    """Body of pid 1 of the job's namespace. Returns its exit code; never raises."""
+) -> NoReturn:
+    """Body of pid 1 of the job's namespace. Never returns: this is a copy of the launcher."""
+    code = _EXIT_SETUP_FAILED
     try:
-        return _init(shared, spec, control, stdio, join_fds)
+        code = _init(shared, spec, control, stdio, join_fds)
     except StepError as error:
         _send(control, f"{FAILED}{error.step}\t{error.errno}\t{error}")
     except BaseException as error:  # noqa: BLE001 - the last frame of a forked process
         _send(control, f"{FAILED}init\t0\t{type(error).__name__}: {error}")
-    return _EXIT_SETUP_FAILED
+    finally:
+        os._exit(code)
 
 
 def _send(control: socket, text: str, fds: list[int] | None = None) -> None:
@@ -159,8 +162,11 @@ def _init(
         _signal.pthread_sigmask(_signal.SIG_BLOCK, signals)
         job = kernel.fork_raw()
     if job == 0:
-        control.close()
-        os._exit(_run_job(shared, spec, stdio, proc_fd, status_write))
+        try:
+            control.close()
+            _run_job(shared, spec, stdio, proc_fd, status_write)
+        finally:  # whatever happened, this copy must never unwind into the launcher's own frames
+            os._exit(_EXIT_SETUP_FAILED)
     os.close(status_write)
     for fd in (*stdio, proc_fd):
         os.close(fd)
@@ -290,7 +296,8 @@ def _restrict(shared: Shared) -> None:
 
 def _run_job(
     shared: Shared, spec: JobSpec, stdio: list[int], proc_fd: int, status_write: int
-) -> int:
+) -> None:
+    """Becomes the job by exec, or reports why not."""
     try:
         _become_job(shared, spec, stdio, proc_fd)
         with _Step("working directory"):
@@ -300,7 +307,7 @@ def _run_job(
             _restrict(shared)
         if spec.probe:
             os.close(status_write)
-            return probe.inside(spec.pids_max)
+            os._exit(probe.inside(spec.pids_max))
         _exec(spec)
     except StepError as error:
         kind = FAILED
@@ -311,7 +318,6 @@ def _run_job(
         )
     except BaseException as error:  # noqa: BLE001 - the last frame of a forked process
         os.write(status_write, f"{FAILED}job\t0\t{type(error).__name__}: {error}".encode())
-    return _EXIT_SETUP_FAILED
 
 
 def _become_job(shared: Shared, spec: JobSpec, stdio: list[int], proc_fd: int) -> None:

@@ -32,6 +32,8 @@ _NAMESPACES = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | k
 # After SIGKILL the kernel needs only to unwind; a job that is still there after this is stuck in
 # the kernel (uninterruptible I/O) and is reported, not waited for in silence.
 KILL_AGAIN_S = 2.0
+_OOM_LOOK_S = 0.005
+_OOM_LOOKS_MAX = 40
 _MESSAGE_MAX = 4096
 
 
@@ -46,6 +48,8 @@ class Job:
         self.started_at = time.monotonic()
         self.deadline_at = self.started_at + spec.wall_ms / 1000
         self.kill_at: float | None = None
+        self.oom_look_at: float | None = None
+        self._oom_looks_left = 0
         self.ended_by = ""  # timed_out, killed, out_of_memory: why we ended it
         self.why = ""
         self.status: int | None = None  # wait status of the job itself, as init saw it
@@ -53,6 +57,7 @@ class Job:
         self.not_executed: tuple[int, str] | None = None  # exit code, text
         self.started = False
         self.ended_at = 0.0
+        self.usage_cpu_us = self.usage_rss_bytes = 0
 
     # --- starting -----------------------------------------------------------------------------
     def launch(self, shared: Shared, stdio: list[int]) -> None:
@@ -63,8 +68,7 @@ class Job:
         try:
             self.pid = kernel.clone3(_NAMESPACES, pidfd, self.cgroup.into_fd)
             if self.pid == 0:
-                ours.close()
-                os._exit(child.run_init(shared, self.spec, theirs, stdio, join_fds))
+                child.run_init(shared, self.spec, theirs, stdio, join_fds)
         except OSError:
             ours.close()
             raise
@@ -116,15 +120,33 @@ class Job:
             code, _, _, detail = (*rest.split("\t", 3), "", "", "", "")[:4]
             self.not_executed = (int(code) if code.isdigit() else 126, detail)
 
-    def on_oom(self) -> None:
-        """v1's OOM eventfd fired: the job dies as a group, as memory.oom.group does on v2."""
+    def on_oom(self, now: float) -> None:
+        """v1's OOM eventfd fired: the job dies as a group, as memory.oom.group does on v2.
+
+        The event comes just before the kill is counted (and sometimes memory is found after all),
+        so the counter is looked at again for a while.
+        """
         os.eventfd_read(self.cgroup.oom_event_fd)
-        if self.cgroup.oom_kills() and not self.ended_by:
+        self._oom_looks_left = _OOM_LOOKS_MAX
+        self._look_for_oom(now)
+
+    def _look_for_oom(self, now: float) -> None:
+        if self.ended_by:
+            self.oom_look_at = None
+        elif self.cgroup.oom_kills():
+            self.oom_look_at = None
             self.ended_by, self.why = "out_of_memory", "memory limit reached"
             self.kill_now()
+        elif self._oom_looks_left > 0:
+            self._oom_looks_left -= 1
+            self.oom_look_at = now + _OOM_LOOK_S
+        else:
+            self.oom_look_at = None
 
     def on_time(self, now: float) -> None:
         """Deadlines: the wall time first, then the grace."""
+        if self.oom_look_at is not None and now >= self.oom_look_at:
+            self._look_for_oom(now)
         if not self.ended_by and now >= self.deadline_at:
             self.stop("timed_out", f"ran longer than {self.spec.wall_ms} ms", now)
         if self.kill_at is not None and now >= self.kill_at:
@@ -133,7 +155,8 @@ class Job:
 
     def next_deadline(self) -> float:
         """When ``on_time`` has something to do next."""
-        return self.kill_at if self.kill_at is not None else self.deadline_at
+        due = self.kill_at if self.kill_at is not None else self.deadline_at
+        return due if self.oom_look_at is None else min(due, self.oom_look_at)
 
     # --- stopping -----------------------------------------------------------------------------
     def stop(self, cause: str, why: str, now: float) -> None:
@@ -156,8 +179,8 @@ class Job:
             return  # it ended by itself meanwhile
 
     # --- the end ------------------------------------------------------------------------------
-    def reap(self) -> tuple[int, int] | None:
-        """(wait status of init, CPU microseconds) once it is dead; None while it lives.
+    def reap(self) -> int | None:
+        """Wait status of init once it is dead; None while it lives.
 
         Waits on the process itself: a stopped or traced child is not a dead one.
         """
@@ -167,15 +190,18 @@ class Job:
         self.ended_at = time.monotonic()
         while self.on_control() in {"started", "report"}:
             continue  # a short job's last words may still be in the socket
-        return status, int((usage.ru_utime + usage.ru_stime) * 1_000_000)
+        # Fallbacks where no cgroup counts: all descendants that were waited for, and the largest.
+        self.usage_cpu_us = int((usage.ru_utime + usage.ru_stime) * 1_000_000)
+        self.usage_rss_bytes = usage.ru_maxrss * 1024
+        return status
 
-    def outcome(self, init_status: int, cpu_us: int) -> dict[str, object]:
+    def outcome(self, init_status: int) -> dict[str, object]:
         """The verdict, as the message for the agent."""
-        counted = self.cgroup.cpu_us()
+        cpu_us, peak_bytes = self.cgroup.cpu_us(), self.cgroup.memory_peak_bytes()
         result: dict[str, object] = {
             "wall_ms": int((self.ended_at - self.started_at) * 1000),
-            "cpu_ms": (cpu_us if counted is None else counted) // 1000,
-            "memory_peak_bytes": self.cgroup.memory_peak_bytes() or 0,
+            "cpu_ms": (self.usage_cpu_us if cpu_us is None else cpu_us) // 1000,
+            "memory_peak_bytes": self.usage_rss_bytes if peak_bytes is None else peak_bytes,
             "pids_peak": self.cgroup.pids_peak(),
         }
         result.update(self._verdict(init_status))

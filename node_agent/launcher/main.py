@@ -94,7 +94,7 @@ class Launcher:
             elif answer == "closed":
                 self._forget_fd(fd)
         elif kind == "oom":
-            job.on_oom()
+            job.on_oom(time.monotonic())
         else:
             self._on_exit(job)
 
@@ -197,7 +197,7 @@ class Launcher:
         if job.started and not announced:
             self._announce(job)
         message: dict[str, object] = {"op": "ended", "key": job.spec.key}
-        message.update(job.outcome(*ended))
+        message.update(job.outcome(ended))
         result_fd, refused = job.open_result()
         message["result_refused"] = refused
         self._send(message, result_fd)
@@ -242,9 +242,11 @@ class Launcher:
     # --- the probe ----------------------------------------------------------------------------
     def probe_job(self, message: dict[str, object]) -> dict[str, object]:
         """Run the self-test in place of a job and wait for it: the outcome it had."""
-        nulls = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(_STDIO_COUNT)]
-        job = self._launch(message, nulls)
-        for fd in nulls:
+        notes, notes_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        stdio = [null, notes_write, os.dup(null)]
+        job = self._launch(message, stdio)
+        for fd in stdio:
             os.close(fd)
         while True:
             wait_s = max(0.0, job.next_deadline() - time.monotonic())
@@ -254,7 +256,9 @@ class Launcher:
             ended = job.reap()
             if ended is not None:
                 break
-        outcome = job.outcome(*ended)
+        outcome = job.outcome(ended)
+        outcome["notes"] = os.read(notes, MESSAGE_BYTES_MAX).decode("utf-8", "replace")
+        os.close(notes)
         job.close()
         self._dying.append(job.cgroup)
         self._free_slots.append(job.slot)
@@ -274,10 +278,12 @@ def _hello(env: setup.Environment, outcome: dict[str, object]) -> dict[str, obje
         "mode": env.mode,
         "cgroup": env.tree.kind,
         "holds": sorted(env.tree.holds),
-        "cgroup_problems": env.tree.problems,
+        "cgroup_problems": [
+            f"cgroup {', '.join(names)}: {reason}" for reason, names in env.tree.problems.items()
+        ],
         "probe_cause": outcome["cause"],
-        "probe_detail": outcome["detail"],
-        "loose": code if isinstance(code, int) else -1,
+        "probe_detail": f"{outcome['detail']} {outcome.get('notes', '')}".strip(),
+        "loose": code & ~probe.RAN if isinstance(code, int) and code & probe.RAN else -1,
         "loose_bits": {
             "pids": probe.PIDS_LOOSE,
             "network": probe.NETWORK_LOOSE,
@@ -298,6 +304,7 @@ def main(agent_fd: int) -> int:
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # the agent decides when we stop
     settings = json.loads(agent.recv(MESSAGE_BYTES_MAX))
     slots = int(settings["jobs_max"])
+    sys.path.clear()  # the standard library is out of reach once we pivot: no late imports
     try:
         if not kernel.SUPPORTED:
             raise StepError("machine", OSError(errno.ENOSYS, os.uname().machine))

@@ -13,30 +13,40 @@ from _socket import AF_INET, SOCK_DGRAM, socket
 
 # Bits of the probe's exit code: what did *not* hold.
 PIDS_LOOSE, NETWORK_LOOSE, FILESYSTEM_LOOSE, PRIVILEGE_LOOSE = 1, 2, 4, 8
+RAN = 64  # set in every answer, so that no crash looks like one
 # The probe job's own process limit: enough to fork at all, few enough to stay cheap.
 PROBE_PIDS_MAX = 6
 _FORKS_BEYOND = 4
 
 
 def inside(pids_max: int) -> int:
-    """Try what must fail; returns the bits of what did not."""
-    loose = 0
-    if not _privileges_gone():
-        loose |= PRIVILEGE_LOOSE
-    if _writable("/usr/outrider-probe") or _writable("/outrider-probe"):
-        loose |= FILESYSTEM_LOOSE
-    if _reachable():
-        loose |= NETWORK_LOOSE
-    if not _forks_bounded(pids_max):
-        loose |= PIDS_LOOSE
-    return loose
+    """Try what must fail; returns RAN plus the bits of what did not fail. Notes go to stdout."""
+    checks = {
+        PRIVILEGE_LOOSE: _privileges_gone,
+        FILESYSTEM_LOOSE: _read_only,
+        NETWORK_LOOSE: _unreachable,
+        PIDS_LOOSE: lambda: _forks_bounded(pids_max),
+    }
+    result = RAN
+    for bit, holds in checks.items():
+        try:
+            if not holds():
+                result |= bit
+        except Exception as error:  # noqa: BLE001 - a check that cannot run counts as not held
+            os.write(1, f"{type(error).__name__}: {error}; ".encode())
+            result |= bit
+    return result
 
 
 def _privileges_gone() -> bool:
-    with open("/proc/self/status", encoding="ascii") as file:
+    with open("/proc/self/status", encoding="utf-8") as file:
         fields = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
     no_caps = all(int(fields[name], 16) == 0 for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb"))
     return no_caps and fields["NoNewPrivs"].strip() == "1" and fields["Seccomp"].strip() == "2"
+
+
+def _read_only() -> bool:
+    return not any(_writable(path) for path in ("/usr/outrider-probe", "/outrider-probe"))
 
 
 def _writable(path: str) -> bool:
@@ -47,16 +57,16 @@ def _writable(path: str) -> bool:
     return True
 
 
-def _reachable() -> bool:
+def _unreachable() -> bool:
     """An address outside any host: a datagram socket connects if there is a route at all."""
     probe = socket(AF_INET, SOCK_DGRAM)
     try:
         probe.connect(("198.51.100.1", 9))  # TEST-NET-2, RFC 5737
     except OSError as error:
-        return error.errno != errno.ENETUNREACH
+        return error.errno == errno.ENETUNREACH
     finally:
         probe.close()
-    return True
+    return False
 
 
 def _forks_bounded(pids_max: int) -> bool:

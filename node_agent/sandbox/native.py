@@ -50,6 +50,9 @@ _ENV_DEFAULTS = {
     "LANG": "C.UTF-8",
 }
 RESULT_PATH = "/work/result"
+_CGROUP_ADVICE = (
+    " (run as root, or under a systemd unit with Delegate=yes and DelegateSubgroup=agent)"
+)
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -100,12 +103,13 @@ def enforcement(hello: Hello) -> Enforcement:
     """What is held, from what the launcher set up and its self-test confirmed."""
     missing: dict[Limit, str] = {}
     no_cgroup = "; ".join(hello.cgroup_problems) or "no such cgroup controller here"
+    no_cgroup += _CGROUP_ADVICE
     for limit in (Limit.MEMORY, Limit.CPU):
         if limit.value not in hello.holds:
             missing[limit] = no_cgroup
     for name, bit in hello.loose_bits.items():
-        if hello.loose < 0 or hello.loose & bit:
-            missing[Limit(name)] = "the self-test inside the sandbox found it not held"
+        if hello.loose & bit:
+            missing[Limit(name)] = f"the self-test found it not held {hello.probe_detail}".strip()
     if Limit.PIDS in missing and "pids" not in hello.holds:
         missing[Limit.PIDS] = f"RLIMIT_NPROC does not hold in a user namespace, and {no_cgroup}"
     return Enforcement(
@@ -190,7 +194,7 @@ class NativeSandbox:
         if answer.get("op") != "hello":
             raise SandboxUnavailable(_unavailable_text(answer))
         hello = msgspec.convert(answer, Hello, strict=True)
-        if hello.probe_cause != "exited":
+        if hello.probe_cause != "exited" or hello.loose < 0:
             raise SandboxUnavailable(
                 f"the sandbox's self-test failed ({hello.probe_cause}: {hello.probe_detail}); "
                 "no job can be run safely here"

@@ -1,0 +1,1 @@
+"""Attacks that the sandbox must survive, as small programs run inside a job."""
