@@ -26,7 +26,7 @@ from idl.jobs import LimitName
 from idl.records import AttemptResult
 from idl.settings import ClusterSettings
 from idl.topics import TopicNames
-from outrider.client import Client
+from outrider.client.client import Client
 from outrider.client.job import Job
 from outrider.local.cluster import LocalCluster, LocalOptions
 

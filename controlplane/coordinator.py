@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from controlplane.core import events as ev
 from controlplane.core.coordinator import Coordinator
-from controlplane.core.election import Election
+from controlplane.core.election import Election, ElectionTiming, Member, Standing
 from controlplane.hints import Hints
 from controlplane.intake import Intake, IntakeEvent, Partitions
 from controlplane.metrics import Metrics
@@ -49,7 +49,7 @@ from idl.control import (
 from idl.dds import topics
 from idl.dds.link import ControlLink
 from idl.errors import OutriderError, PlatformFaultError
-from idl.ids import Incarnation, scheduler_role
+from idl.ids import CoordinatorId, Incarnation, scheduler_role
 from idl.ledger import LedgerEntry
 from idl.records import DeadLetter
 from idl.settings import ClusterSettings, load_cluster
@@ -76,22 +76,16 @@ class CoordinatorProcess:
         self._epoch_offset_ms = now_ms() - monotonic_ms()
         incarnation = Incarnation(new_incarnation())
         self._election = Election(
-            role=scheduler_role(settings.pool),
-            member=name,
-            members=tuple(peer.name for peer in settings.coordinators),
-            incarnation=incarnation,
-            heartbeat_ms=timing.heartbeat_ms,
-            timeout_ms=timing.timeout_ms,
-            preference=self._own.preference,
+            scheduler_role(settings.pool),
+            name,
+            incarnation,
+            tuple(Member(name=p.name, preference=p.preference) for p in settings.coordinators),
+            ElectionTiming(heartbeat_ms=timing.heartbeat_ms, timeout_ms=timing.timeout_ms),
             seed=incarnation,
             now_ms=self._now(),
         )
         self._core = Coordinator(
-            pool=settings.pool,
-            name=name,
-            incarnation=incarnation,
-            queues=settings.queues,
-            timing=settings.nodes,
+            CoordinatorId(name), incarnation, settings.pool, settings.queues, settings.nodes
         )
         self._metrics = Metrics(name, settings.pool)
         self._work: deque[tuple[str, Any]] = deque()
@@ -160,7 +154,7 @@ class CoordinatorProcess:
 
     async def _hand_over(self) -> None:
         log.info("stopping")
-        if self._election.leading:
+        if self._election.standing is Standing.LEADER:
             self._to_election(ev.StepDown(reason="shutdown"))
             await asyncio.sleep(HAND_OVER_S)
 
@@ -251,14 +245,17 @@ class CoordinatorProcess:
             self._crew.fail(error)
         finally:
             self._pumping = False
-        self._metrics.observe(self._core, self._election, self._link.counts())
+        self._metrics.observe(self._core, self._link.counts())
         self._arm()
 
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         now = self._now()
-        wakeup = min(self._election.next_wakeup_ms(now), self._core.next_wakeup_ms(now))
+        wakeup = self._election.next_wakeup_ms(now)
+        core = self._core.next_wakeup_ms(now)
+        if core is not None:
+            wakeup = min(wakeup, core)
         delay_s = max(0, wakeup - now) / 1000
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
 

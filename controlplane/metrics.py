@@ -2,8 +2,7 @@
 
 from prometheus_client import Counter, Gauge
 
-from controlplane.core.coordinator import Coordinator
-from controlplane.core.election import Election
+from controlplane.core.coordinator import Coordinator, Role
 from idl.control import QueueState
 
 
@@ -30,10 +29,10 @@ class Metrics:
         self._labels = labels
         self._counted: dict[str, int] = {}
 
-    def observe(self, core: Coordinator, election: Election, refused: dict[str, int]) -> None:
+    def observe(self, core: Coordinator, refused: dict[str, int]) -> None:
         """Reads what changed since the last call; cheap enough for every turn of the loop."""
         self._term.set(core.state.term)
-        self._leading.set(1 if core.leading else 0)
+        self._leading.set(1 if core.role is Role.LEADING else 0)
         self._offset.set(core.state.next_offset)
         self._stalled.set(1 if core.kafka_stalled else 0)
         for reason, count in refused.items():

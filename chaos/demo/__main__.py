@@ -1,4 +1,4 @@
-"""The demo's run: up, submit, kill the leader, wait, account. Exit 0 only if the account is clean."""
+"""The demo: up, submit, kill the leader, wait, account. Exit 0 only if the account is clean."""
 
 import argparse
 import json
@@ -39,7 +39,7 @@ from idl.records import AttemptResult
 from idl.settings import ClusterSettings
 from idl.topics import TopicNames
 from idl.units import format_bytes, format_ms
-from outrider.client import Client
+from outrider.client.client import Client
 from outrider.client.job import ALL_LIMITS
 from outrider.local.cluster import LocalCluster, LocalOptions
 

@@ -3,7 +3,6 @@
 Each hostile job names the end it must come to; the account fails where it comes to another.
 """
 
-import sys
 import sysconfig
 from pathlib import Path
 from typing import Final, Literal
@@ -11,6 +10,7 @@ from typing import Final, Literal
 import msgspec
 
 from idl.jobs import LimitName
+from node_agent.sandbox.settings import interpreter
 from outrider.client.job import ALL_LIMITS, Job
 
 Expected = Literal["finished", "dead-lettered", "rejected", "cancelled"]
@@ -120,12 +120,6 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     job: Job
     expected: Expected
     refused_without: tuple[LimitName, ...] = ()
-
-
-def interpreter() -> str:
-    """The Python that jobs run: the one beneath the virtual environment, visible in a sandbox."""
-    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    return str((Path(sys.base_prefix) / "bin" / version).resolve())
 
 
 def _python(program: str) -> tuple[str, ...]:

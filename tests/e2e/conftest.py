@@ -1,0 +1,57 @@
+"""A real local cluster per module: broker, three coordinators, two agents, as processes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from idl.jobs import LimitName
+from idl.settings import ClusterSettings, NodeTiming
+from outrider.client.client import Client
+from outrider.client.job import ALL_LIMITS, Job
+from outrider.client.view import LedgerView
+from outrider.local.cluster import LocalCluster, LocalOptions
+
+
+def _quick(settings: ClusterSettings) -> ClusterSettings:
+    """Short silences, so that a lost node is not waited for."""
+    timing = NodeTiming(report_ms=500, heartbeat_ms=300, lost_ms=3_000, resend_ms=200)
+    return replace(settings, nodes=timing)
+
+
+class Cluster:
+    """A running cluster, a client of it, and the ledger as anybody may read it."""
+
+    def __init__(self, local: LocalCluster, client: Client) -> None:
+        self.local = local
+        self.client = client
+
+    def view(self) -> LedgerView:
+        """The ledger up to its present end."""
+        view = LedgerView(self.local.settings)
+        view.advance()
+        return view
+
+    def unenforced(self) -> tuple[LimitName, ...]:
+        """Limits that the nodes here cannot hold (without root): jobs do without them."""
+        held = {name for node in self.view().state.nodes.values() for name in node.enforces}
+        return tuple(name for name in ALL_LIMITS if name not in held)
+
+    def job(self, *command: str, **more: object) -> Job:
+        """A small job that these nodes can hold."""
+        options = {"cpu": "200m", "memory": "64Mi", "timeout": "30s", "backoff": "100ms",
+                   "allow_unenforced": self.unenforced(), **more}  # fmt: skip
+        return Job(command, **options)  # type: ignore[arg-type] # a table of keyword arguments
+
+    def sh(self, script: str, **more: object) -> Job:
+        """A shell one-liner."""
+        return self.job("/bin/sh", "-c", script, **more)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder: Path = tmp_path_factory.mktemp("cluster")
+    options = LocalOptions(name=f"e2e-{folder.name}", folder=folder, tune=_quick)
+    with LocalCluster.start(options) as local, Client(local.config_path) as client:
+        yield Cluster(local, client)
