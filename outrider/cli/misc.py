@@ -1,8 +1,36 @@
-"""`schema` and `completion`."""
+"""`topics`, `schema` and `completion`."""
 
 import click
 
 from outrider.cli.common import Session, common
+
+
+@click.command()
+@common
+def topics(session: Session) -> None:
+    """Create the cluster's topics in Kafka; those that are there are left alone.
+
+    `outrider up` does it by itself: this is for clusters made in another way.
+
+    \b
+    Examples:
+      outrider topics --config cluster.yaml
+    """
+    from dataplane.topics import ensure_topics
+    from idl.topics import TopicNames
+
+    settings = session.settings
+    names = TopicNames(settings.kafka.prefix)
+    table = names.table(settings.pool, tuple(settings.queues), settings.kafka.queue_partitions)
+    report = ensure_topics(settings.kafka, table, progress=session.progress)
+    for note in report.notes:
+        session.progress(note)
+    session.answer(
+        report,
+        lambda: click.echo(
+            f"created {', '.join(report.created) or 'nothing'}; {len(report.existing)} were there"
+        ),
+    )
 
 
 @click.command()

@@ -109,9 +109,27 @@ class Handle:
         return None if source is None else self._client.read_result(source)
 
     def logs(self, *, attempt: int | None = None, follow: bool = False) -> Iterator[LogChunk]:
-        """stdout and stderr in chunks. `follow`: until the job ended."""
-        stop = (lambda: self.done) if follow else None
-        return self._client.logs(self.job, attempt=attempt, stop=stop)
+        """stdout and stderr in chunks, of one attempt or of all. `follow`: until the job ended."""
+        seen: set[tuple[int, int]] = set()
+        if follow:
+            chunks = self._client.logs(self.job, attempt=attempt, stop=lambda: self.done)
+            for chunk in chunks:
+                seen.add((chunk.attempt, chunk.seq))
+                yield chunk
+        for chunk in self._rest(attempt):
+            if (chunk.attempt, chunk.seq) not in seen:
+                yield chunk
+
+    def _rest(self, attempt: int | None) -> Iterator[LogChunk]:
+        """What is in Kafka now; for an attempt that ended, from the place that its result names."""
+        stories = self._progress.status().attempts
+        source = next((s.result for s in stories if s.attempt == attempt), None)
+        if source is None:
+            return self._client.logs(self.job, attempt=attempt)
+        start = self._client.read_result(source).log
+        if start is None:
+            return iter(())
+        return self._client.logs(self.job, attempt=attempt, start=start)
 
     def cancel(self) -> None:
         """Asks for the job's end; returns once the order is in Kafka, not once it ended."""

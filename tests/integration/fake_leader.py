@@ -91,22 +91,25 @@ class FakeLeader:
 
     def report(
         self, job: str, attempt: int = 1, outcome: Outcome = "succeeded", exit_code: int = 0,
-        result: bytes | None = None, stdout: bytes = b"",
+        result: bytes | None = None, stdout: bytes = b"", log: SourceRef | None = None,
     ) -> Released:  # fmt: skip
         """The agent's result record, and the `Released` that names it (not appended yet)."""
         record = AttemptResult(
             job=job, attempt=attempt, node="n1", term=self.term, outcome=outcome,
             exit_code=exit_code, usage=Usage(wall_ms=12, cpu_ms=3), result=result,
-            stdout_tail=stdout, stdout_bytes=len(stdout),
+            stdout_tail=stdout, stdout_bytes=len(stdout), log=log,
         )  # fmt: skip
         source = asyncio.run(write_result(self._producer, self.kafka, record))
         return Released(
             job=job, attempt=attempt, outcome=outcome, exit_code=exit_code, source=source
         )
 
-    def finish(self, job: str, attempt: int = 1, result: bytes | None = None,
-               stdout: bytes = b"") -> None:  # fmt: skip
-        released = self.report(job, attempt, result=result, stdout=stdout)
+    def finish(
+        self, job: str, attempt: int = 1, result: bytes | None = None, stdout: bytes = b"",
+        log: SourceRef | None = None,
+    ) -> None:  # fmt: skip
+        """The attempt succeeds and so does the job."""
+        released = self.report(job, attempt, result=result, stdout=stdout, log=log)
         self.append(released, Finished(job=job, attempt=attempt))
 
     def close(self) -> None:
