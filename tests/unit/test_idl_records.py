@@ -21,7 +21,7 @@ from idl.ledger import (
 from idl.records import AttemptResult, CancelJob, CommandRecord, DeadLetter, LogChunk, Usage
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
-words = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1,
+words = st.text(st.characters(categories=("L", "N", "P", "S", "Zs")), min_size=1,
                 max_size=20)  # fmt: skip
 
 specs = st.builds(
