@@ -1,0 +1,1 @@
+"""Properties of the cores against naive models (hypothesis)."""

@@ -1,0 +1,1 @@
+"""Whole clusters of pure cores in one process: a simulator from one seed, and readable scripts."""
