@@ -89,7 +89,7 @@ def find_hierarchies(mountinfo: str, own_cgroups: str, parent: str = "") -> list
     for line in own_cgroups.splitlines():
         _, names, path = line.split(":", 2)
         own[frozenset(names.split(",")) - {""}] = path
-    found = []
+    found: list[Mounted] = []
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
         fields, (kind, _, options) = left.split(" "), right.split(" ", 2)
@@ -142,7 +142,7 @@ class Group:
 
 
 class JobCgroup:
-    """The directories of one job. Fresh for every job, never reused: a killed one kills newcomers."""
+    """The directories of one job. Never reused: a killed one also kills whoever enters later."""
 
     def __init__(
         self,
@@ -236,7 +236,7 @@ class JobCgroup:
         return int(text) if text else None
 
     def kill(self) -> None:
-        """SIGKILL everything in the group (cgroup.kill, Linux 5.14; else the init's pid ns does)."""
+        """SIGKILL everything in the group (cgroup.kill, Linux 5.14), besides init's namespace."""
         if self.v2 and not self._gone:
             _write_if_present(self.v2.fd, "cgroup.kill", "1")
 
@@ -248,7 +248,7 @@ class JobCgroup:
 
     def remove(self) -> bool:
         """Remove the directories; False when some task is not quite gone yet."""
-        self._gone = all([group.remove() for group in self._groups()])
+        self._gone = all(list(map(Group.remove, self._groups())))
         return self._gone
 
 
@@ -362,10 +362,8 @@ def _delegated(base_fd: int, own_pids: frozenset[int]) -> frozenset[str]:
         members = frozenset(int(pid) for pid in read_at(base_fd, "cgroup.procs").split())
         if not members <= own_pids:
             raise
-        try:
+        if SELF_LEAF not in os.listdir(base_fd):  # else from an earlier start
             os.mkdir(SELF_LEAF, 0o755, dir_fd=base_fd)
-        except FileExistsError:
-            pass  # from an earlier start
         for pid in members:
             write_at(base_fd, f"{SELF_LEAF}/cgroup.procs", str(pid))
         write_at(base_fd, "cgroup.subtree_control", _enable(missing))

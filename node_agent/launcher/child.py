@@ -2,7 +2,7 @@
 
 ::
 
-    launcher ── clone3(pid, mount, ipc, uts) ──▶ init (pid 1)  joins cgroups, mounts, sets the net ns
+    launcher ── clone3(pid, mount, ipc, uts) ──▶ init (pid 1)  joins cgroups, mounts, net ns
                                                    └── fork ──▶ job (pid 2)  drops everything, execs
 
 init keeps no privilege either: after forking it takes the job's uid, no capabilities and the same
@@ -14,11 +14,10 @@ Any failure before exec is reported with its step and leaves by ``_exit``: never
 
 from __future__ import annotations
 
-import _signal
 import errno
 import os
 import resource
-from typing import NoReturn
+import signal
 from _socket import MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET, sethostname, socket
 
 from node_agent.launcher import kernel, probe, rootfs
@@ -116,7 +115,7 @@ class _Step:
 
 def run_init(
     shared: Shared, spec: JobSpec, control: socket, stdio: list[int], join_fds: list[int]
-) -> NoReturn:
+) -> None:
     """Body of pid 1 of the job's namespace. Never returns: this is a copy of the launcher."""
     code = _EXIT_SETUP_FAILED
     try:
@@ -141,7 +140,7 @@ def _send(control: socket, text: str, fds: list[int] | None = None) -> None:
 def _init(
     shared: Shared, spec: JobSpec, control: socket, stdio: list[int], join_fds: list[int]
 ) -> int:
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, _signal.SIGKILL)
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     with _Step("join cgroup"):
         for fd in join_fds:
             os.write(fd, b"0")
@@ -158,8 +157,8 @@ def _init(
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     with _Step("fork"):
         status_read, status_write = os.pipe2(os.O_CLOEXEC)
-        signals = {_signal.SIGCHLD, _signal.SIGTERM}
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, signals)
+        signals = {signal.SIGCHLD, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         job = kernel.fork_raw()
     if job == 0:
         try:
@@ -175,8 +174,8 @@ def _init(
         kernel.bounding_set_drop(shared.last_cap)
         kernel.capset(0)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-        # Cleared by the change of uid (prctl(2)): set again, then see that the launcher still lives.
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, _signal.SIGKILL)
+        # Cleared by the change of uid (prctl(2)): set again, then see that the launcher lives.
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         _check_launcher(control)
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         # No Landlock here: its signal scope would keep init from passing SIGTERM on to the job.
@@ -209,13 +208,13 @@ def _supervise(control: socket, job: int, status_read: int) -> int:
         if pid == job:
             _send(control, f"{ENDED}{status}")
             return 0
-        if pid == 0 and _signal.sigwait({_signal.SIGCHLD, _signal.SIGTERM}) == _signal.SIGTERM:
+        if pid == 0 and signal.sigwait({signal.SIGCHLD, signal.SIGTERM}) == signal.SIGTERM:
             _terminate_all()
 
 
 def _terminate_all() -> None:
     try:
-        os.kill(-1, _signal.SIGTERM)
+        os.kill(-1, signal.SIGTERM)
     except ProcessLookupError:
         return  # the last one just ended
 
@@ -245,8 +244,8 @@ def _mounts(shared: Shared, spec: JobSpec, control: socket) -> int:
     with _Step("mount private filesystems"):
         kernel.mount(
             "shm", "/dev/shm", "tmpfs", private, f"size={spec.shm_bytes},mode=1777,{owner}"
-        )  # noqa: S108
-        kernel.mount("tmp", "/tmp", "tmpfs", private, f"size={spec.tmp_bytes},mode=1777,{owner}")  # noqa: S108
+        )
+        kernel.mount("tmp", "/tmp", "tmpfs", private, f"size={spec.tmp_bytes},mode=1777,{owner}")
         kernel.mount("work", "/work", "tmpfs", private, f"size={spec.work_bytes},mode=755,{owner}")
     with _Step("send work directory"):
         work = os.open("/work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -347,10 +346,10 @@ def _become_job(shared: Shared, spec: JobSpec, stdio: list[int], proc_fd: int) -
         kernel.prctl(kernel.PR_SET_SECUREBITS, kernel.SECUREBITS_LOCKED)
         kernel.capset(0)
     os.umask(0o022)
-    for number in range(1, _signal.SIGSYS + 1):
-        if number not in {_signal.SIGKILL, _signal.SIGSTOP}:
-            _signal.signal(number, _signal.SIG_DFL)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, set())
+    for number in range(1, signal.SIGSYS + 1):
+        if number not in {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
 
 
 def _rlimits(spec: JobSpec) -> None:

@@ -12,7 +12,6 @@ import errno
 import os
 import stat
 import time
-from _signal import SIGKILL, SIGTERM
 from _socket import (
     AF_UNIX,
     CMSG_LEN,
@@ -23,6 +22,7 @@ from _socket import (
     socket,
     socketpair,
 )
+from signal import SIGKILL, SIGTERM
 
 from node_agent.launcher import child, kernel
 from node_agent.launcher.cgroups import JobCgroup, Tree

@@ -1,7 +1,7 @@
 """System calls that Python 3.11 does not wrap, as thin functions that raise ``OSError``.
 
-Raw ``syscall(2)`` through ctypes: after a raw ``clone3`` glibc's idea of the thread is stale, so the
-code that runs between clone and exec goes through these and through ``os`` only.
+Raw ``syscall(2)`` through ctypes: after a raw ``clone3`` glibc's idea of the thread is stale, so
+the code that runs between clone and exec goes through these and through ``os`` only.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
-# NOROOT, NO_SETUID_FIXUP, KEEP_CAPS off, NO_CAP_AMBIENT_RAISE, each with its lock (capabilities(7)).
+# NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE and the lock of each, and of KEEP_CAPS
+# (capabilities(7)).
 SECUREBITS_LOCKED = 0x01 | 0x02 | 0x04 | 0x08 | 0x20 | 0x40 | 0x80
 
 CAP_SETPCAP = 8
@@ -99,9 +100,7 @@ def _check(result: int, what: str) -> int:
     return result
 
 
-def _syscall(
-    what: str, number: int, *args: int | bytes | None | ctypes.Array[ctypes.c_char]
-) -> int:
+def _syscall(what: str, number: int, *args: int | bytes | None) -> int:
     padded = (*args, 0, 0, 0, 0, 0, 0)[:6]
     return _check(int(_libc.syscall(number, *padded)), what)
 
@@ -111,7 +110,7 @@ def _words(*values: int) -> bytes:
 
 
 def clone3(flags: int, pidfd: ctypes.c_int | None = None, cgroup_fd: int | None = None) -> int:
-    """Fork with namespaces. Returns 0 in the child. clone3(2), struct clone_args VER2 (88 bytes)."""
+    """Fork with namespaces; 0 in the child. clone3(2), struct clone_args VER2 (88 bytes)."""
     pidfd_address = 0
     if pidfd is not None:
         flags |= CLONE_PIDFD
@@ -129,18 +128,22 @@ def fork_raw() -> int:
 
 
 def pidfd_send_signal(pidfd: int, signal_number: int) -> None:
+    """Signal a process that cannot be confused with a later one of its number."""
     _syscall("pidfd_send_signal", _NR_PIDFD_SEND_SIGNAL, pidfd, signal_number, None, 0)
 
 
 def unshare(flags: int) -> None:
+    """Leave namespaces; unshare(2)."""
     _check(_libc.unshare(flags), "unshare")
 
 
 def setns(fd: int, kind: int) -> None:
+    """Enter a namespace by descriptor; setns(2)."""
     _syscall("setns", _NR["setns"], fd, kind)
 
 
 def close_from(first: int) -> None:
+    """Close ``first`` and every descriptor above; close_range(2)."""
     _syscall("close_range", _NR_CLOSE_RANGE, first, 2**32 - 1, 0)
 
 
@@ -155,11 +158,13 @@ def close_all_but(keep: tuple[int, ...]) -> None:
 
 
 def prctl(option: int, *args: int) -> int:
+    """One prctl(2) call."""
     padded = (*args, 0, 0, 0, 0)[:4]
     return _check(int(_libc.prctl(option, *padded)), f"prctl({option})")
 
 
 def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    """Classic mount(2)."""
     _check(
         _libc.mount(source.encode(), target.encode(), kind.encode(), flags, data.encode() or None),
         f"mount {kind or 'bind'} on {target}",
@@ -167,10 +172,12 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
 
 
 def umount(target: str, flags: int = MNT_DETACH) -> None:
+    """umount2(2), lazily unless told otherwise."""
     _check(_libc.umount2(target.encode(), flags), f"umount {target}")
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
+    """Swap the root of this mount namespace; pivot_root(2)."""
     _syscall("pivot_root", _NR_PIVOT_ROOT, new_root.encode() + b"\0", put_old.encode() + b"\0")
 
 
@@ -180,6 +187,7 @@ def open_tree(dir_fd: int, path: str, flags: int) -> int:
 
 
 def mount_setattr(fd: int, path: str, flags: int, attr_set: int) -> None:
+    """Add mount attributes; mount_setattr(2)."""
     args = _words(attr_set, 0, 0, 0)
     _syscall(
         f"mount_setattr {path}",
@@ -193,6 +201,7 @@ def mount_setattr(fd: int, path: str, flags: int, attr_set: int) -> None:
 
 
 def move_mount(from_fd: int, target: str) -> None:
+    """Attach a detached mount at ``target``; move_mount(2)."""
     _syscall(
         f"move_mount to {target}",
         _NR_MOVE_MOUNT,
@@ -216,6 +225,7 @@ def mount_detached(kind: str, attr: int) -> int:
 
 
 def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
+    """Open below ``dir_fd`` under ``resolve`` restrictions; openat2(2)."""
     how = _words(flags | os.O_CLOEXEC, 0, resolve)
     return _syscall("openat2", _NR_OPENAT2, dir_fd, path.encode() + b"\0", how, len(how))
 
@@ -233,6 +243,7 @@ def capset(effective: int, permitted: int | None = None) -> None:
 
 
 def bounding_set_drop(last_cap: int) -> None:
+    """Drop every capability from the bounding set; capabilities(7)."""
     for cap in range(last_cap + 1):
         prctl(PR_CAPBSET_DROP, cap)
 
@@ -245,6 +256,7 @@ def seccomp_install(program: bytes) -> None:
 
 
 def landlock_abi() -> int:
+    """Version of Landlock in this kernel, 0 without."""
     try:
         return _syscall(
             "landlock", _NR_LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION
@@ -262,8 +274,10 @@ def landlock_scope_ruleset() -> int:
 
 
 def landlock_restrict(ruleset_fd: int) -> None:
+    """Enter the ruleset for good; landlock_restrict_self(2)."""
     _syscall("landlock_restrict_self", _NR_LANDLOCK_RESTRICT_SELF, ruleset_fd, 0)
 
 
 def bpf(command: int, attributes: bytes) -> int:
+    """One raw bpf(2) call."""
     return _syscall("bpf", _NR["bpf"], command, attributes, len(attributes))

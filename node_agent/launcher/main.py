@@ -6,12 +6,12 @@ agent goes away (end of file) everything is killed and removed, then the launche
 
 from __future__ import annotations
 
-import _signal
 import errno
 import gc
 import json
 import os
 import select
+import signal
 import sys
 import time
 from _socket import (
@@ -26,6 +26,7 @@ from _socket import (
 )
 
 from node_agent.launcher import jobs, kernel, probe, setup
+from node_agent.launcher.cgroups import JobCgroup
 from node_agent.launcher.child import JobSpec
 from node_agent.launcher.jobs import Job
 from node_agent.launcher.rootfs import StepError
@@ -35,6 +36,8 @@ MESSAGE_BYTES_MAX = 1 << 18
 _STDIO_COUNT = 3
 # A cgroup directory stays busy until the kernel has dropped its last task; look again this often.
 _REMOVE_AGAIN_S = 0.005
+# The self-test is watched without the loop; how often to read its init's messages.
+_PROBE_LOOK_S = 0.002
 # The collector is off (it would touch every page in every child); exceptions still make cycles.
 _COLLECT_EVERY_JOBS = 1000
 # On shutdown: how long cgroup directories may take before they are left to the next start's sweep.
@@ -52,7 +55,7 @@ class Launcher:
         self._poll.register(agent.fileno(), select.EPOLLIN)
         self._free_slots = list(range(slots))
         self._sequence = 0
-        self._dying: list[jobs.JobCgroup] = []
+        self._dying: list[JobCgroup] = []
         # Answers the agent has not taken yet: two a job at most, and jobs are bounded by slots.
         self._outbox: list[tuple[bytes, int]] = []
         self._closing = False
@@ -250,7 +253,7 @@ class Launcher:
             os.close(fd)
         while True:
             wait_s = max(0.0, job.next_deadline() - time.monotonic())
-            select.select([job.pidfd, job.control], [], [], wait_s)
+            select.select([job.pidfd], [], [], min(wait_s, _PROBE_LOOK_S))
             job.on_control()
             job.on_time(time.monotonic())
             ended = job.reap()
@@ -266,7 +269,7 @@ class Launcher:
 
 
 def _cgroup_name(sequence: int, key: str) -> str:
-    """Unique even for a repeated key, and never the name of a cgroup file (those have no ``j1-``)."""
+    """Unique even for a repeated key, and never the name of a cgroup file (none has ``j1-``)."""
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in key)
     return f"j{sequence}-{safe[:64]}"
 
@@ -301,7 +304,7 @@ def main(agent_fd: int) -> int:
     """Entry point: read the settings, set up, probe, serve."""
     agent = socket(AF_UNIX, SOCK_SEQPACKET, 0, agent_fd)
     os.set_inheritable(agent_fd, False)
-    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # the agent decides when we stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the agent decides when we stop
     settings = json.loads(agent.recv(MESSAGE_BYTES_MAX))
     slots = int(settings["jobs_max"])
     sys.path.clear()  # the standard library is out of reach once we pivot: no late imports

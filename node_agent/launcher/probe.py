@@ -1,3 +1,5 @@
+# ruff: noqa: PTH123
+# pathlib would add a third to the memory that every job's fork copies.
 """What a sandbox says about itself from the inside: run once at start, in place of a job.
 
 Limits are probed, not assumed: RLIMIT_NPROC inside a user namespace, for example, only holds on
@@ -10,6 +12,7 @@ import errno
 import os
 import time
 from _socket import AF_INET, SOCK_DGRAM, socket
+from collections.abc import Callable
 
 # Bits of the probe's exit code: what did *not* hold.
 PIDS_LOOSE, NETWORK_LOOSE, FILESYSTEM_LOOSE, PRIVILEGE_LOOSE = 1, 2, 4, 8
@@ -21,7 +24,7 @@ _FORKS_BEYOND = 4
 
 def inside(pids_max: int) -> int:
     """Try what must fail; returns RAN plus the bits of what did not fail. Notes go to stdout."""
-    checks = {
+    checks: dict[int, Callable[[], bool]] = {
         PRIVILEGE_LOOSE: _privileges_gone,
         FILESYSTEM_LOOSE: _read_only,
         NETWORK_LOOSE: _unreachable,

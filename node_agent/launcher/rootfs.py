@@ -1,3 +1,5 @@
+# ruff: noqa: PTH103, PTH106, PTH110, PTH112, PTH113, PTH114, PTH115, PTH116, PTH120, PTH123, PTH202, PTH211
+# pathlib would add a third to the memory that every job's fork copies.
 """The read-only root that every job starts from.
 
 Built once, by the launcher, in its own mount namespace: an empty tmpfs into which only the visible
@@ -20,7 +22,7 @@ _ROOT_TMPFS = "size=16m,nr_inodes=4096,mode=755"
 _ETC_COPY_BYTES_MAX = 1 << 20
 # Binds live here until a job has taken its devices from them; then it is unmounted.
 DEVICES = "/.devices"
-STAGING = "/tmp"  # only ever used in the launcher's own mount namespace  # noqa: S108
+STAGING = "/tmp"  # only ever used in the launcher's own mount namespace
 
 DEVICE_NODES = ("null", "zero", "full", "random", "urandom")
 _DEVICE_LINKS = {

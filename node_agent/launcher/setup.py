@@ -1,3 +1,5 @@
+# ruff: noqa: PTH123
+# pathlib would add a third to the memory that every job's fork copies.
 """Turns a plain process into the launcher: namespaces, read-only root, an empty network.
 
 With root the launcher only leaves the host's mount namespace. Without, it first enters a user
@@ -101,7 +103,7 @@ def _namespaces(environment: Environment, slots: int) -> None:
 
 
 def _uid_base(slots: int) -> int:
-    """First uid for jobs: the usual base if it is mapped here, else the top of the largest range."""
+    """First uid for jobs: the usual base if mapped here, else the top of the largest range."""
     best = (0, 0)
     for line in _read("/proc/self/uid_map").splitlines():
         inside, _, count = (int(word) for word in line.split())

@@ -7,6 +7,8 @@ They share one SOCK_SEQPACKET socketpair. No job is ever run here, and none with
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import platform
 import socket
@@ -46,10 +48,11 @@ _BOOT = (
 _ENV_DEFAULTS = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": "/work",
-    "TMPDIR": "/tmp",  # noqa: S108 - the job's own tmpfs
+    "TMPDIR": "/tmp",  # the job's own tmpfs
     "LANG": "C.UTF-8",
 }
 RESULT_PATH = "/work/result"
+_CODE_ROOT = str(Path(__file__).resolve().parents[2])
 _CGROUP_ADVICE = (
     " (run as root, or under a systemd unit with Delegate=yes and DelegateSubgroup=agent)"
 )
@@ -204,10 +207,8 @@ class NativeSandbox:
     async def close(self) -> None:
         """Kill every job, remove everything, wait for the launcher to end."""
         if not self._dead:
-            try:
+            with contextlib.suppress(SandboxUnavailable):  # it may die meanwhile
                 await self._send({"op": "close"}, ())
-            except SandboxUnavailable:
-                pass  # it died meanwhile; waiting below is all that is left
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._process.wait()
@@ -264,9 +265,8 @@ class NativeSandbox:
             wrong = f"key {plan.key!r} is already running"
         if wrong is None and not set(plan.devices) <= set(self.settings.devices):
             wrong = f"devices {plan.devices} are not all in the settings' devices"
-        if wrong is None and plan.network == "host":
-            if not self.settings.allow_host_network:
-                wrong = "network='host' needs the setting allow_host_network"
+        if wrong is None and plan.network == "host" and not self.settings.allow_host_network:
+            wrong = "network='host' needs the setting allow_host_network"
         if wrong is not None:
             raise PlanRefused(wrong)
         missing = self.enforcement.missing
@@ -327,7 +327,7 @@ class NativeSandbox:
                 except BlockingIOError:
                     await self._writable()
                 except OSError as error:
-                    if error.errno == 90:  # EMSGSIZE
+                    if error.errno == errno.EMSGSIZE:
                         raise PlanRefused(f"the plan takes {len(data)} bytes: too many") from error
                     raise SandboxUnavailable(f"the launcher is gone: {error}") from error
                 else:
@@ -336,7 +336,7 @@ class NativeSandbox:
     async def _writable(self) -> None:
         loop = asyncio.get_running_loop()
         ready = loop.create_future()
-        loop.add_writer(self._channel.fileno(), lambda: ready.done() or ready.set_result(None))
+        loop.add_writer(self._channel.fileno(), _wake, ready)
         try:
             await ready
         finally:
@@ -394,10 +394,9 @@ class NativeSandbox:
 
 async def _spawn(settings: SandboxSettings, theirs: socket.socket) -> asyncio.subprocess.Process:
     python = settings.python or getattr(sys, "_base_executable", sys.executable)
-    root = str(Path(__file__).resolve().parents[2])
     return await asyncio.create_subprocess_exec(
         python,
-        *("-I", "-S", "-c", _BOOT, root, str(theirs.fileno())),
+        *("-I", "-S", "-c", _BOOT, _CODE_ROOT, str(theirs.fileno())),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -405,6 +404,11 @@ async def _spawn(settings: SandboxSettings, theirs: socket.socket) -> asyncio.su
         env={"LC_ALL": "C.UTF-8"},
         start_new_session=True,
     )
+
+
+def _wake(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
 
 
 def _unavailable_text(answer: dict[str, Any]) -> str:

@@ -107,15 +107,15 @@ class SandboxError(Exception):
     """Root of what the sandbox raises instead of running a job."""
 
 
-class PlanRefused(SandboxError):
+class PlanRefused(SandboxError):  # noqa: N818 - reads as what happened, as events do
     """The plan itself is wrong; the message names the field and the bound."""
 
 
-class SandboxUnavailable(SandboxError):
+class SandboxUnavailable(SandboxError):  # noqa: N818 - reads as what happened, as events do
     """No job can be sandboxed on this machine now; the message says what to do about it."""
 
 
-class LimitNotEnforced(SandboxError):
+class LimitNotEnforced(SandboxError):  # noqa: N818 - reads as what happened, as events do
     """The plan requires limits that this machine or user cannot hold."""
 
     def __init__(self, limits: dict[Limit, str]) -> None:

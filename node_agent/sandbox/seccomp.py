@@ -49,6 +49,7 @@ Program = list[Insn]
 
 
 def ret_errno(number: int) -> int:
+    """The filter's answer that makes a call fail with ``number``."""
     return _RET_ERRNO | number
 
 
@@ -152,7 +153,7 @@ def _spans(table: dict[str, int]) -> list[tuple[int, _Rule]]:
 
 
 def _tree(spans: list[tuple[int, _Rule]]) -> Program:
-    """Binary search over the spans: the kernel runs every path once when the filter is installed."""
+    """Binary search over the spans: installing costs the kernel one run per call number."""
     if len(spans) == 1:
         rule = spans[0][1]
         return [_ret(rule.action)] if rule.action is not None else _ARGUMENT_RULES[rule.name]()
@@ -197,4 +198,5 @@ def encode(program: Program) -> bytes:
 
 
 def known_syscalls(machine: str) -> dict[str, int]:
+    """Name to number, for tests and tools."""
     return dict({"x86_64": X86_64, "aarch64": AARCH64}[machine])

@@ -55,7 +55,7 @@ def interpreter_paths() -> tuple[str, ...]:
 def interpreter() -> str:
     """The interpreter that jobs can run once ``interpreter_paths()`` are visible."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return os.path.join(os.path.realpath(sys.base_prefix), "bin", f"python{version}")
+    return f"{os.path.realpath(sys.base_prefix)}/bin/python{version}"
 
 
 def problem(settings: SandboxSettings) -> str | None:

@@ -25,7 +25,7 @@ MODES = ("root", "userns")
 
 
 def ordinary_user() -> dict[str, Any]:
-    """Arguments for ``subprocess`` to run as an ordinary user; skips with the reason if impossible."""
+    """Arguments for ``subprocess`` to run as an ordinary user; skips if that is impossible."""
     if os.geteuid() != 0:
         return {"args": [sys.executable], "env": {**os.environ, "PYTHONPATH": str(REPO)}}
     spec = importlib.util.find_spec("msgspec")

@@ -29,7 +29,7 @@ def host_state() -> dict[str, Any]:
     return {
         "mounts": sorted(Path("/proc/self/mountinfo").read_text().splitlines()),
         "hostname": socket.gethostname(),
-        "shm": sorted(os.listdir("/dev/shm")),
+        "shm": sorted(path.name for path in Path("/dev/shm").iterdir()),
         "core_pattern": Path("/proc/sys/kernel/core_pattern").read_text(),
     }
 
@@ -37,14 +37,14 @@ def host_state() -> dict[str, Any]:
 def leftovers(instance: str) -> list[str]:
     """Our cgroups, and sleepers that attacks started, which must all be gone."""
     found = [str(path) for path in _walk(_CGROUP_ROOT, f"outrider-{instance}.")]
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             try:
-                command = Path(f"/proc/{entry}/cmdline").read_bytes()
+                command = (entry / "cmdline").read_bytes()
             except OSError:
                 continue  # it ended meanwhile
             if b"sleep\x004242" in command or b"sleep\x004243" in command:
-                found.append(f"process {entry}: {command!r}")
+                found.append(f"process {entry.name}: {command!r}")
     return found
 
 

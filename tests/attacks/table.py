@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - the programs are one-liners on purpose, as an attacker would type them
 """The attacks: a number, a program that runs inside a job, and what must come of it.
 
 Programs print one word per try: ``ok`` or the errno's name. They run in the sandbox through the

@@ -261,5 +261,5 @@ async def test_settings_that_cannot_work_are_one_clear_line() -> None:
         {"instance": "../x"},
     ):
         with pytest.raises(SandboxUnavailable) as caught:
-            await NativeSandbox.start(SandboxSettings(**fields))  # type: ignore[arg-type]
+            await NativeSandbox.start(SandboxSettings(**fields))
         assert "\n" not in str(caught.value)

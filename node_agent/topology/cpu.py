@@ -1,0 +1,97 @@
+"""CPUs and memory of a node, read from a sysfs tree and the process's own limits.
+
+Pure parsing: the caller passes the roots, so that a test passes a folder. What a job can be given
+is what this process may use itself: its affinity mask, its cpuset, its memory cgroup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+# A v1 memory limit at or above this is "no limit" (PAGE_COUNTER_MAX in bytes, page-rounded).
+_NO_LIMIT_BYTES = 1 << 62
+
+
+class Core(msgspec.Struct, frozen=True):
+    """One physical core and the hardware threads on it."""
+
+    package: int
+    core: int
+    cpus: tuple[int, ...]
+
+
+def parse_cpu_list(text: str) -> tuple[int, ...]:
+    """``0-3,8,10-11`` as the kernel writes it; strides (``0-10:2/4``) are not used by sysfs."""
+    cpus: set[int] = set()
+    for part in text.strip().split(","):
+        if not part:
+            continue
+        first, _, last = part.partition("-")
+        cpus.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(cpus))
+
+
+def format_cpu_list(cpus: Iterable[int]) -> str:
+    """The inverse: shortest form, as cpuset files take it."""
+    runs: list[list[int]] = []
+    for cpu in sorted(set(cpus)):
+        if runs and cpu == runs[-1][1] + 1:
+            runs[-1][1] = cpu
+        else:
+            runs.append([cpu, cpu])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def read_text(path: Path) -> str:
+    """A file's text, empty if it is absent: sysfs differs between kernels and machines."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return ""
+
+
+def online_cpus(sysfs: Path) -> tuple[int, ...]:
+    """CPUs that are on; empty if the tree does not say."""
+    return parse_cpu_list(read_text(sysfs / "devices/system/cpu/online"))
+
+
+def cores(sysfs: Path, cpus: tuple[int, ...]) -> tuple[Core, ...]:
+    """Physical cores with their threads among ``cpus``; without topology, a core per CPU."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for cpu in cpus:
+        folder = sysfs / f"devices/system/cpu/cpu{cpu}/topology"
+        package = read_text(folder / "physical_package_id").strip()
+        core = read_text(folder / "core_id").strip()
+        known = _is_number(package) and _is_number(core)
+        key = (int(package), int(core)) if known else (0, cpu)
+        found.setdefault(key, []).append(cpu)
+    return tuple(
+        Core(package=package, core=core, cpus=tuple(threads))
+        for (package, core), threads in sorted(found.items())
+    )
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isdigit()
+
+
+def meminfo_bytes(text: str, key: str = "MemTotal") -> int:
+    """``MemTotal`` of /proc/meminfo or of a NUMA node's meminfo; 0 if absent."""
+    for line in text.splitlines():
+        words = line.split()
+        if f"{key}:" in words:
+            return int(words[words.index(f"{key}:") + 1]) * 1024
+    return 0
+
+
+def memory_limit_bytes(cgroup_files: Iterable[str]) -> int | None:
+    """The tightest of several limit files' texts (v2 ``max`` and v1's huge number mean none)."""
+    limits = [
+        int(text)
+        for text in (raw.strip() for raw in cgroup_files)
+        if text.isdigit() and int(text) < _NO_LIMIT_BYTES
+    ]
+    return min(limits) if limits else None

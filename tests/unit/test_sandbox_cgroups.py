@@ -1,0 +1,158 @@
+"""Control groups against folders that look like cgroup v2: layout, files written, sweeping.
+
+A plain folder behaves like a cgroup as far as paths go; what the kernel does with the values is the
+integration tests' matter.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from node_agent.launcher import cgroups
+from node_agent.launcher.cgroups import Mounted, find_hierarchies, keyed_value, own_directory
+
+_HYBRID_MOUNTS = """\
+22 1 0:20 / /proc rw - proc proc rw
+30 1 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw
+31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+32 30 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+33 30 0:29 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids
+34 30 0:30 / /sys/fs/cgroup/blkio rw - cgroup cgroup rw,blkio
+35 30 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+36 1 0:28 / /elsewhere rw - cgroup cgroup rw,memory
+"""
+_HYBRID_OWN = "9:pids:/\n4:memory:/agent/x\n2:cpu,cpuacct:/\n1:blkio:/\n0::/user.slice\n"
+
+
+def test_hybrid_hierarchies_are_found_once_each() -> None:
+    found = find_hierarchies(_HYBRID_MOUNTS, _HYBRID_OWN)
+    assert {(mounted.controllers, mounted.directory) for mounted in found} == {
+        (frozenset({"cpu", "cpuacct"}), "/sys/fs/cgroup/cpu,cpuacct"),
+        (frozenset({"memory"}), "/sys/fs/cgroup/memory/agent/x"),
+        (frozenset({"pids"}), "/sys/fs/cgroup/pids"),
+        (frozenset(), "/sys/fs/cgroup/unified/user.slice"),
+    }
+
+
+def test_v2_after_moving_into_the_leaf_uses_the_parent() -> None:
+    mounts = "35 30 0:31 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+    own = f"0::/system.slice/agent.service/{cgroups.SELF_LEAF}\n"
+    (found,) = find_hierarchies(mounts, own)
+    assert found.directory == "/sys/fs/cgroup/system.slice/agent.service"
+    (forced,) = find_hierarchies(mounts, own, "/outrider.slice")
+    assert forced.directory == "/sys/fs/cgroup/outrider.slice"
+
+
+@pytest.mark.parametrize(
+    ("mount_root", "own", "expected"),
+    [
+        ("/", "/", "/cg"),
+        ("/", "/a/b", "/cg/a/b"),
+        ("/docker/id", "/docker/id", "/cg"),
+        ("/docker/id", "/docker/id/sub", "/cg/sub"),
+        ("/", "/../../x", "/cg"),
+    ],
+)
+def test_own_directory_below_a_mount(mount_root: str, own: str, expected: str) -> None:
+    assert own_directory(mount_root, "/cg", own) == expected
+
+
+def test_keyed_value() -> None:
+    assert keyed_value("low 0\noom 3\noom_kill 2\n", "oom_kill") == 2
+    assert keyed_value("", "oom_kill") == 0
+
+
+def folder(path: Path, **files: str) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (path / name.replace("__", ".")).write_text(text)
+    return path
+
+
+@pytest.fixture
+def v2(tmp_path: Path) -> Path:
+    return folder(
+        tmp_path / "cg",
+        cgroup__controllers="cpuset cpu io memory pids\n",
+        cgroup__subtree_control="cpu memory pids\n",
+        cgroup__procs="",
+    )
+
+
+def job_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mkdir in a real cgroup makes the interface files; here we do."""
+    names = "memory.max memory.swap.max memory.oom.group pids.max cpu.max cgroup.subtree_control"
+    real: Callable[..., None] = os.mkdir
+
+    def mkdir(name: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        real(name, mode, dir_fd=dir_fd)
+        made = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd)
+        for file in names.split():
+            os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=made))
+        os.close(made)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+
+
+def test_v2_limits_are_written_where_v2_holds_them(
+    v2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_files(monkeypatch)
+    tree = cgroups.open_tree("outrider-a.1", [Mounted(frozenset(), str(v2))], frozenset())
+    assert (tree.kind, tree.problems) == ("v2", {})
+    assert tree.holds == {"cpu", "memory", "pids"}
+    enabled = (v2 / "outrider-a.1/cgroup.subtree_control").read_text()
+    assert enabled == "+cpu +memory +pids"
+    job = tree.make("j1-x")
+    job.limit(memory_bytes=1 << 26, pids_max=17, cpu_millis=1500)
+    home = v2 / "outrider-a.1/j1-x"
+    assert (home / "memory.max").read_text() == str(1 << 26)
+    assert (home / "memory.swap.max").read_text() == "0"
+    assert (home / "memory.oom.group").read_text() == "1"
+    assert (home / "pids.max").read_text() == "17"
+    assert (home / "cpu.max").read_text() == "150000 100000"
+    assert job.join_fds() == [] and job.into_fd is not None
+    (home / "memory.events").write_text("oom 1\noom_kill 1\n")
+    (home / "memory.peak").write_text("4096\n")
+    (home / "cpu.stat").write_text("usage_usec 2500\nuser_usec 1\n")
+    assert (job.oom_kills(), job.memory_peak_bytes(), job.cpu_us()) == (1, 4096, 2500)
+    assert job.pids_peak() is None
+
+
+def test_a_v2_group_that_holds_strangers_is_not_used(v2: Path) -> None:
+    """The kernel answers EBUSY; processes that are not ours are never moved."""
+    (v2 / "cgroup.subtree_control").unlink()  # reads as empty; writing it fails
+    (v2 / "cgroup.procs").write_text("1\n")
+    tree = cgroups.open_tree("outrider-a.1", [Mounted(frozenset(), str(v2))], frozenset({2}))
+    assert tree.kind == "none" and tree.holds == frozenset()
+    assert list(tree.problems.values()) == [["v2"]]
+
+
+def test_a_missing_hierarchy_is_reported(tmp_path: Path) -> None:
+    gone = Mounted(frozenset({"memory"}), str(tmp_path / "gone"))
+    tree = cgroups.open_tree("outrider-a.1", [gone], frozenset())
+    assert tree.problems == {"No such file or directory": ["memory"]}
+
+
+def test_only_dead_launchers_of_ours_are_swept(tmp_path: Path) -> None:
+    base = folder(tmp_path / "cg")
+    folder(base / "outrider-dead.1/j1-a")
+    folder(base / "outrider-dead.1/j2-b")
+    folder(base / "outrider-live.2/j1-a")
+    folder(base / "someone-else/x")
+    folder(base / cgroups.SELF_LEAF)
+    live = os.open(base / "outrider-live.2", os.O_RDONLY)
+    fcntl.flock(live, fcntl.LOCK_EX)
+    fd = os.open(base, os.O_RDONLY)
+    try:
+        assert cgroups.sweep(fd) == ["outrider-dead.1"]
+    finally:
+        os.close(fd)
+        os.close(live)
+    left = {path.name for path in base.iterdir()}
+    assert left == {"outrider-live.2", "someone-else", cgroups.SELF_LEAF}
