@@ -143,9 +143,9 @@ def _submit(
     unenforced = tuple(name for name in ALL_LIMITS if name not in observer.enforced)
     if unenforced:
         say(f"nodes here cannot enforce {', '.join(unenforced)}: jobs that need them are refused")
-    jobs = library_jobs(library_files(files), unenforced)
+    jobs = library_jobs(library_files(files), unenforced, settings.cluster)
     port = int(settings.kafka.bootstrap.split(",")[0].rpartition(":")[2])
-    cases = hostile_cases(unenforced, port, Path(settings.secret_file))
+    cases = hostile_cases(unenforced, settings.cluster, port, Path(settings.secret_file))
     expected = {job.id: "finished" for job in jobs}
     for case in cases:
         refused = set(case.refused_without) & set(unenforced)
@@ -279,17 +279,16 @@ def run(options: argparse.Namespace, console: Console) -> Report:
     def say(line: str) -> None:
         console.print(f"[dim]{time.monotonic() - begun:6.1f}s[/dim] {line}", highlight=False)
 
-    before = look()
+    name = f"demo-{os.getpid()}"
+    before = look(name)
     folder = Path(tempfile.mkdtemp(prefix="outrider-demo-"))
-    local = LocalOptions(
-        name=f"demo-{os.getpid()}", folder=folder, kafka=options.kafka, prefix=f"{folder.name}."
-    )
+    local = LocalOptions(name=name, folder=folder, kafka=options.kafka, prefix=f"{folder.name}.")
     try:
         with LocalCluster.start(local, say) as cluster:
             report = _demo(cluster, options, console, say)
         report.run_s = round(time.monotonic() - begun, 1)
     finally:
-        after = look()
+        after = look(name)
     report.problems += Leftovers.new(before, after)
     if not report.problems:
         LocalCluster.purge(cluster.place)

@@ -7,7 +7,6 @@ from typing import Final
 import msgspec
 
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
-OWN_PREFIX: Final = "outrider"
 
 
 class Leftovers(msgspec.Struct, frozen=True):
@@ -27,28 +26,25 @@ class Leftovers(msgspec.Struct, frozen=True):
         ]
 
 
-def _processes() -> frozenset[tuple[int, str]]:
-    """Our own user's processes that are coordinators, agents, launchers, brokers or jobs."""
+def _processes(mark: str) -> frozenset[tuple[int, str]]:
+    """Processes of this run: `mark` is in the environment of each, jobs included."""
     found: set[tuple[int, str]] = set()
-    marks = ("controlplane.coordinator", "node_agent", "tansu", "kafka.Kafka", "OUTRIDER_")
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
         try:
-            command = (
-                (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-            )
+            environment = (folder / "environ").read_bytes()
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
         except OSError:
-            continue  # it ended while we looked
-        if any(mark in command for mark in marks):
-            found.add((int(folder.name), command[:120]))
+            continue  # it ended while we looked, or is another user's
+        if mark.encode() in environment or mark.encode() in command:
+            found.add((int(folder.name), command[:120].decode("utf-8", "replace")))
     return frozenset(found)
 
 
-def _cgroups() -> frozenset[str]:
-    return frozenset(
-        folder for folder, _, _ in os.walk(CGROUP_ROOT) if Path(folder).name.startswith(OWN_PREFIX)
-    )
+def _cgroups(mark: str) -> frozenset[str]:
+    folders = (folder for folder, _, _ in os.walk(CGROUP_ROOT))
+    return frozenset(folder for folder in folders if mark in Path(folder).name)
 
 
 def _mounts() -> frozenset[str]:
@@ -57,6 +53,6 @@ def _mounts() -> frozenset[str]:
     return frozenset(f"{line.split()[4]} {line.split(' - ')[1].split()[0]}" for line in lines)
 
 
-def look() -> Leftovers:
-    """The machine as it is."""
-    return Leftovers(_processes(), _cgroups(), _mounts())
+def look(mark: str) -> Leftovers:
+    """The machine as it is; `mark` is the run's own name, so that other runs do not count."""
+    return Leftovers(_processes(mark), _cgroups(mark), _mounts())

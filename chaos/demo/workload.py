@@ -139,7 +139,7 @@ def library_files(count: int) -> list[Path]:
     return found[:count]
 
 
-def library_jobs(files: list[Path], unenforced: tuple[LimitName, ...]) -> list[Job]:
+def library_jobs(files: list[Path], unenforced: tuple[LimitName, ...], mark: str) -> list[Job]:
     """One job per file: the file is the payload, the job parses and compiles it."""
     root = Path(sysconfig.get_path("stdlib"))
     return [
@@ -147,7 +147,7 @@ def library_jobs(files: list[Path], unenforced: tuple[LimitName, ...]) -> list[J
             _python(ANALYSE),
             id=f"stdlib-{index:03d}",
             group="stdlib",
-            env={"FILE": str(path.relative_to(root))},
+            env={"FILE": str(path.relative_to(root)), "DEMO": mark},
             payload=path,
             cpu="500m",
             memory="192Mi",
@@ -158,10 +158,17 @@ def library_jobs(files: list[Path], unenforced: tuple[LimitName, ...]) -> list[J
     ]
 
 
-def hostile_cases(unenforced: tuple[LimitName, ...], broker_port: int, secret: Path) -> list[Case]:
+def hostile_cases(
+    unenforced: tuple[LimitName, ...], mark: str, broker_port: int, secret: Path
+) -> list[Case]:
     """The hostile ones. Those that a limit must hold are submitted as requiring it."""
     soft: dict[str, object] = {"allow_unenforced": unenforced}
-    small: dict[str, object] = {"cpu": "250m", "memory": "96Mi", "group": "hostile"}
+    small: dict[str, object] = {
+        "cpu": "250m",
+        "memory": "96Mi",
+        "group": "hostile",
+        "env": {"DEMO": mark},
+    }
     bombs = tuple(name for name in ALL_LIMITS if name in ("memory", "pids"))
 
     def make(kind: str, program: str, expected: Expected, needs: tuple[LimitName, ...] = (),
@@ -178,7 +185,7 @@ def hostile_cases(unenforced: tuple[LimitName, ...], broker_port: int, secret: P
         make("hangs", HANG, "dead-lettered", timeout="1500ms", grace="200ms"),
         make(
             "snoops", SNOOP, "finished", retries=0,
-            env={"BROKER_PORT": str(broker_port), "SECRET": str(secret)},
+            env={"DEMO": mark, "BROKER_PORT": str(broker_port), "SECRET": str(secret)},
         ),
         make("too-big", "pass", "dead-lettered", memory="64Ti", start_within="3s"),
     ]  # fmt: skip
