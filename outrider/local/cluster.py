@@ -277,7 +277,7 @@ class LocalCluster:
     # -- up ------------------------------------------------------------------------------------
 
     def _bring_up(self, options: LocalOptions, share: machine.Share, progress: Progress) -> None:
-        self._place.logs.mkdir(exist_ok=True)
+        self._put_logs_aside()
         self._record(self._run)
         broker = self._start_broker(options, progress)
         settings = self._write_settings(options, broker)
@@ -293,6 +293,15 @@ class LocalCluster:
             self._start_agent(index, share, ports.pop(), options)
         self._wait(settings, options, progress)
         self._record(msgspec.structs.replace(self._run, phase="up"))
+
+    def _put_logs_aside(self) -> None:
+        """Each run starts with empty logs; those of the run before are kept beside them."""
+        logs = self._place.logs
+        previous = logs.with_name(f"{logs.name}.previous")
+        if logs.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            logs.rename(previous)
+        logs.mkdir()
 
     def _start_broker(self, options: LocalOptions, progress: Progress) -> Broker:
         client = apply_environment(KafkaSettings(), os.environ).client

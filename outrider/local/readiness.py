@@ -4,12 +4,13 @@ import http.client
 import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 from idl.errors import OutriderError
 from idl.settings import ClusterSettings
 from outrider.local.machine import LOOPBACK
-from outrider.local.process import is_alive
+from outrider.local.process import is_alive, log_tail
 from outrider.local.record import ProcessRecord
 
 POLL_S: Final = 0.05
@@ -37,15 +38,21 @@ def ask_ready(port: int) -> tuple[bool, str]:
     finally:
         connection.close()
     waiting = ", ".join(body.get("waiting_for", ())) if isinstance(body, dict) else ""
-    return answer.status == http.HTTPStatus.OK, waiting
+    return answer.status == http.HTTPStatus.OK, f"it waits for {waiting}" if waiting else ""
+
+
+def _last_words(record: ProcessRecord) -> str:
+    """The one line that our processes leave on stderr, where it is not a log line (JSON)."""
+    last = log_tail(Path(record.log), lines=1)
+    return "" if last.startswith(("{", "(")) else f" ({last})"
 
 
 def _check_alive(record: ProcessRecord, exit_code: Callable[[str], int | None]) -> None:
     code = exit_code(record.name)
     if code is not None:
         raise NotReadyError(
-            f"{record.role} {record.name} ended with exit code {code} while starting; "
-            f"its log is {record.log}",
+            f"{record.role} {record.name} ended with exit code {code} while starting"
+            f"{_last_words(record)}; its log is {record.log}",
             record.name,
         )
     if record.identity is None or not is_alive(record.identity):
@@ -74,8 +81,8 @@ def wait_ready(
             late = next(iter(waiting.values()))
             _, reason = ask_ready(late.metrics_port)
             raise NotReadyError(
-                f"{late.role} {late.name} is not ready in time: it waits for "
-                f"{reason or 'something unknown'}; its log is {late.log}",
+                f"{late.role} {late.name} is not ready in time ({reason or 'no reason given'}); "
+                f"its log is {late.log}",
                 late.name,
             )
         time.sleep(POLL_S)
