@@ -141,6 +141,8 @@ _UNREACHABLE: Final = {
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.BROKER_NOT_AVAILABLE,
     KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.REPLICA_NOT_AVAILABLE,
 }
 _REFUSED: Final = {
     KafkaError._AUTHENTICATION,

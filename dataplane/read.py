@@ -14,6 +14,7 @@ from idl.errors import ConfigError, PlatformFaultError
 from idl.settings import KafkaSettings
 
 POLL_S: Final = 0.1
+END_POLL_S: Final = 0.005
 BATCH_RECORDS_MAX: Final = 1_000
 """Taken from librdkafka at once; it has read them ahead already."""
 READ_TIMEOUT_S: Final = 10.0
@@ -29,6 +30,17 @@ GONE_CODES: Final = frozenset(
     }
 )
 """The records asked for do not exist (any more)."""
+LEADERLESS_CODES: Final = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.REPLICA_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+    }
+)
+"""A broker that has not heard yet of a new topic or leader says one of these for a while."""
 REFUSED_CODES: Final = frozenset(
     {
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
@@ -65,16 +77,53 @@ def reading_fault(
 def partition_watermarks(
     consumer: Consumer, settings: KafkaSettings, topic: str, partition: int, timeout_s: float
 ) -> tuple[int, int]:
-    """(first kept offset, next offset to be written). Raises PlatformFaultError."""
-    try:
-        found = consumer.get_watermark_offsets(
-            TopicPartition(topic, partition), timeout=timeout_s, cached=False
-        )
-    except KafkaException as error:
-        raise checked(error, f"asking for the end of {topic}[{partition}]", settings) from error
+    """(first kept offset, next offset to be written). Raises PlatformFaultError.
+
+    Asks again while the partition has no leader that knows itself to be one (just created, or
+    moving), for at most `timeout_s`.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            found = consumer.get_watermark_offsets(
+                TopicPartition(topic, partition), timeout=timeout_s, cached=False
+            )
+            break
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code in LEADERLESS_CODES and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+                continue
+            raise checked(error, f"asking for the end of {topic}[{partition}]", settings) from error
     if found is None:
         raise unavailable(settings, f"no answer for {topic}[{partition}]")
-    return found[0], found[1]
+    low, high = found
+    if settings.kind == "embedded" and high > low:
+        return low, _end_by_reading(settings, topic, partition, high - 1, timeout_s)
+    return low, high
+
+
+def _end_by_reading(
+    settings: KafkaSettings, topic: str, partition: int, last_batch: int, timeout_s: float
+) -> int:
+    """Tansu counts the last batch as one record when it says where a partition ends (ADR 0002),
+    so that batch is read. A consumer of its own: the caller's may be assigned elsewhere."""
+    consumer = open_consumer(settings, "end", **{"enable.partition.eof": True})
+    end, deadline = last_batch, time.monotonic() + timeout_s
+    try:
+        consumer.assign([TopicPartition(topic, partition, last_batch)])
+        while time.monotonic() < deadline:
+            for message in consumer.consume(BATCH_RECORDS_MAX, timeout=END_POLL_S):
+                error = message.error()
+                if error is None:
+                    end = (message.offset() or 0) + 1
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    return end
+                elif fault := reading_fault(error, settings, f"{topic}[{partition}]"):
+                    raise fault
+    finally:
+        consumer.close()
+    raise unavailable(settings, f"no end of {topic}[{partition}] found in {timeout_s:.0f} s")
 
 
 def require_partitions(settings: KafkaSettings, topic: str, timeout_s: float) -> int:

@@ -10,12 +10,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Final
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from dataplane.kafka import STATISTICS_MS, BrokerWatch, log
+from dataplane.kafka import STATISTICS_MS, BrokerWatch, checked, log
 from dataplane.read import (
     open_consumer,
     partition_watermarks,
@@ -85,6 +85,8 @@ class Tail:
         self._checked = False
         self._assigned = False
         self._ending = threading.Event()
+        self._ended = False
+        self._asked: set[Future[dict[tuple[str, int], int]]] = set()
         self._silent = False
         self._thread = threading.Thread(target=self._run, name=f"kafka-{name}", daemon=True)
 
@@ -119,14 +121,19 @@ class Tail:
     async def end_offsets(self, timeout_s: float = 5.0) -> dict[tuple[str, int], int]:
         """Next offset to be written, per partition. Raises BrokerUnavailableError."""
         found: Future[dict[tuple[str, int], int]] = Future()
+        found.set_running_or_notify_cancel()
+        self._asked.add(found)
 
         def ask(consumer: Consumer) -> None:
             try:
                 found.set_result({p: self._marks(consumer, p, timeout_s)[1] for p in self._next})
             except PlatformFaultError as error:
                 found.set_exception(error)
+            self._asked.discard(found)
 
         self._commands.put(ask)
+        if self._ended:
+            self._refuse_asked()
         try:
             return await asyncio.wait_for(asyncio.wrap_future(found), timeout_s * 2)
         except TimeoutError as error:
@@ -160,6 +167,20 @@ class Tail:
 
     def _run(self) -> None:
         try:
+            self._follow()
+        finally:
+            self._ended = True
+            self._refuse_asked()
+
+    def _refuse_asked(self) -> None:
+        while self._asked:
+            with contextlib.suppress(KeyError, InvalidStateError):
+                self._asked.pop().set_exception(
+                    PlatformFaultError(f"{self._name} has ended and reads no more; open another")
+                )
+
+    def _follow(self) -> None:
+        try:
             consumer = open_consumer(
                 self._settings,
                 self._name,
@@ -173,6 +194,11 @@ class Tail:
                 self._step(consumer)
         except PlatformFaultError as error:
             self._fail(error)
+        except KafkaException as error:
+            self._fail(checked(error, f"{self._name} reading", self._settings))
+        except Exception as error:  # noqa: BLE001 - a thread that dies in silence would hang others
+            log.exception("%s: our bug", self._name)
+            self._fail(PlatformFaultError(f"{self._name} stopped by a bug of ours: {error!r}"))
         finally:
             consumer.close()
 
@@ -232,6 +258,8 @@ class Tail:
     def _hold(self, consumer: Consumer, held: bool) -> None:
         self._held = held
         partitions = self._partitions(lambda p: p.topic not in self._paused)
+        if not self._assigned:
+            return
         if held:
             consumer.pause(partitions)
         else:
@@ -243,11 +271,14 @@ class Tail:
         partitions = self._partitions(lambda p: p.topic == topic)
         if paused:
             self._paused.add(topic)
-            consumer.pause(partitions)
         else:
             self._paused.discard(topic)
-            if not self._held:
-                consumer.resume(partitions)
+        if not self._assigned:
+            return  # `_assign` will see to it
+        if paused:
+            consumer.pause(partitions)
+        elif not self._held:
+            consumer.resume(partitions)
 
     def _partitions(self, wanted: Callable[[Partition], bool]) -> list[TopicPartition]:
         return [TopicPartition(p.topic, p.partition) for p in self._next if wanted(p)]

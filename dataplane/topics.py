@@ -5,6 +5,7 @@ acting on it, answers a metadata request for an unknown topic by creating it wit
 and cannot add partitions. So topics are looked up in the list of all topics, never by name.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -20,7 +21,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # public, but 
 
 from dataplane.broker.contract import Progress, quiet
 from dataplane.kafka import checked, open_admin
-from idl.errors import ConfigError
+from idl.errors import ConfigError, PlatformFaultError
 from idl.settings import KafkaSettings
 from idl.topics import TopicNames, TopicSettings
 
@@ -28,6 +29,7 @@ EMBEDDED_NOTE: Final = (
     "the embedded broker keeps records in memory only and ignores retention, compaction, "
     "replication and size limits of topics"
 )
+LEADER_POLL_S: Final = 0.05
 _ONE_ORDER: Final = ("ledger.", "commands", "dead-letter", "snapshots")
 """Topics whose one partition is their meaning."""
 
@@ -59,7 +61,7 @@ def ensure_topics(
     if missing:
         progress(f"creating {len(missing)} topics at {settings.bootstrap}")
         _create(settings, admin, missing, timeout_s)
-        there = partition_counts(settings, admin, timeout_s)
+        there = _wait_for_leaders(settings, admin, {t.name for t in missing}, timeout_s)
     notes = [EMBEDDED_NOTE] if settings.kind == "embedded" else []
     made = {topic.name for topic in missing}
     existing = [topic for topic in table if topic.name not in made]
@@ -82,6 +84,32 @@ def partition_counts(
     except KafkaException as error:
         raise checked(error, "listing topics", settings) from error
     return {name: len(topic.partitions) for name, topic in found.items()}
+
+
+def _wait_for_leaders(
+    settings: KafkaSettings, admin: AdminClient, names: set[str], timeout_s: float
+) -> dict[str, int]:
+    """Until every partition of the new topics has a leader: a topic is created before it works."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            found = admin.list_topics(timeout=timeout_s).topics
+        except KafkaException as error:
+            raise checked(error, "listing topics", settings) from error
+        waiting = {
+            name
+            for name in names
+            if name not in found or any(p.leader < 0 for p in found[name].partitions.values())
+        }
+        if not waiting:
+            return {name: len(topic.partitions) for name, topic in found.items()}
+        if time.monotonic() > deadline:
+            raise PlatformFaultError(
+                f"topic {min(waiting)} has no leader after {timeout_s:.0f} s; "
+                "look at the health of the Kafka cluster",
+                retryable=True,
+            )
+        time.sleep(LEADER_POLL_S)
 
 
 def _create(

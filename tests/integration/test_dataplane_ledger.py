@@ -68,9 +68,12 @@ class Follower:
 
     async def until(self, count: int = 0, errors: int = 0, stalls: int = 0) -> None:
         async with asyncio.timeout(30):
-            while (len(self.entries), len(self.errors), len(self.stalls)) < (
-                count, errors, stalls,
-            ) or len(self.errors) < errors or len(self.stalls) < stalls:  # fmt: skip
+            while not (
+                len(self.entries) >= count
+                and len(self.errors) >= errors
+                and len(self.stalls) >= stalls
+            ):
+                assert errors or not self.errors, self.errors
                 self._news.clear()
                 await self._news.wait()
 

@@ -45,6 +45,7 @@ class Inbox:
     async def until(self, reached: Callable[[], bool], timeout_s: float = 30) -> None:
         async with asyncio.timeout(timeout_s):
             while not reached():
+                assert not self.errors, self.errors
                 self._news.clear()
                 await self._news.wait()
 
