@@ -13,6 +13,8 @@ import fcntl
 import os
 import time
 
+from node_agent.launcher import devices
+
 PREFIX = "outrider-"
 # Where the agent itself moves when its own v2 cgroup must hand controllers to children.
 SELF_LEAF = PREFIX + "self"
@@ -261,6 +263,9 @@ class Tree:
         self.v2_holds: frozenset[str] = frozenset()
         self.problems: dict[str, list[str]] = {}  # reason -> the hierarchies it keeps from us
         self._locks: list[int] = []
+        self._programs: dict[frozenset[str], int] = {}  # device programs, by extra devices
+        self._device_numbers: dict[str, devices.Numbers] = {}
+        self._base_numbers: list[devices.Numbers] = []
 
     @property
     def kind(self) -> str:
@@ -294,6 +299,42 @@ class Tree:
                 group.remove()
             raise
         return JobCgroup(v2, made, self.v2_holds, shared)
+
+    def restrict_devices(self, base: list[str], extra: list[str]) -> str:
+        """Device filter for all jobs: ``ebpf``, ``v1``, or ``none`` where neither is allowed."""
+        self._base_numbers = [devices.numbers(path) for path in base]
+        self._device_numbers = {path: devices.numbers(path) for path in extra}
+        if self.v2 and self._attach(self.v2, frozenset(extra)):
+            unneeded = self.v1.pop("devices", None)
+            if unneeded is not None and unneeded not in self.v1.values():
+                unneeded.remove()
+            return "ebpf"
+        group = self.v1.get("devices")
+        if group is None:
+            return "none"
+        write_at(group.fd, "devices.deny", "a")
+        for major, minor in (*self._base_numbers, *self._device_numbers.values()):
+            write_at(group.fd, "devices.allow", f"c {major}:{minor} rw")
+        return "v1"
+
+    def _attach(self, group: Group, extra: frozenset[str]) -> bool:
+        try:
+            if extra not in self._programs:
+                allowed = [self._device_numbers[path] for path in sorted(extra)]
+                self._programs[extra] = devices.load([*self._base_numbers, *allowed])
+            devices.attach(group.fd, self._programs[extra])
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS}:
+                raise
+            return False  # not privileged, or a kernel without; what is left is said to people
+        return True
+
+    def grant_devices(self, job: JobCgroup, wanted: list[str]) -> None:
+        """Narrow one job to its own devices, when any are configured at all."""
+        if not (job.v2 and self._device_numbers and self._programs):
+            return
+        if not self._attach(job.v2, frozenset(wanted)):
+            raise OSError(errno.EPERM, "the job's device program could not be attached")
 
     def remove(self) -> None:
         """Remove the instance directories (all jobs must be gone) and unlock."""

@@ -58,8 +58,7 @@ class Shared:
         self.seccomp = b""
         self.last_cap = 40
         self.userns = True  # the job's own user namespace, entered last
-        self.net_fd = -1  # an empty network namespace, shared by all jobs
-        self.host_net = False  # the launcher itself is in the host's
+        self.net_fd = -1  # an empty network namespace shared by all jobs; -1: one for each
         self.landlock_fd = -1
         self.masked_files: list[str] = []
         self.masked_dirs: list[str] = []
@@ -150,8 +149,12 @@ def _init(
         kernel.close_all_but((control.fileno(), *stdio, *keep))
     proc_fd = _mounts(shared, spec, control)
     with _Step("network namespace"):
-        if spec.network == "none":
+        if spec.network != "none":
+            pass  # the launcher's own, by the operator's and the plan's explicit wish
+        elif shared.net_fd >= 0:
             kernel.setns(shared.net_fd, kernel.CLONE_NEWNET)
+        else:
+            kernel.unshare(kernel.CLONE_NEWNET)
     # Not dumpable: /proc/1 of the job's namespace belongs to root and cannot be looked into, and
     # the launcher's memory, of which this is a copy, cannot be read (CVE-2019-5736's first half).
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)

@@ -270,6 +270,7 @@ def prepare(tree: Tree, name: str, spec: JobSpec, slot: int) -> Job:
     try:
         # One more than the job may have: init is in the group too.
         cgroup.limit(spec.memory_bytes, spec.pids_max + 1, spec.cpu_millis)
+        tree.grant_devices(cgroup, spec.devices)
     except OSError:
         cgroup.close_watch()
         cgroup.remove()

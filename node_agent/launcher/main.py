@@ -294,7 +294,6 @@ def _hello(env: setup.Environment, outcome: dict[str, object]) -> dict[str, obje
             "seccomp": probe.PRIVILEGE_LOOSE,
         },
         "landlock_abi": kernel.landlock_abi(),
-        "host_net": env.shared.host_net,
         "device_filter": env.device_filter,
         "notes": env.notes,
     }

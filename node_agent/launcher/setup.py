@@ -52,14 +52,29 @@ def prepare(settings: dict[str, object], slots: int, agent_pid: int) -> Environm
     name = f"{cgroups.PREFIX}{settings['instance']}.{os.urandom(4).hex()}"
     environment.tree = cgroups.open_tree(name, hierarchies, own)
     try:
+        _devices(environment, settings)
         _namespaces(environment, slots)
-        _network(environment)
         _landlock(environment)
+        _network(environment)
         _root(environment, settings)
     except BaseException:
         environment.tree.remove()
         raise
     return environment
+
+
+def _devices(environment: Environment, settings: dict[str, object]) -> None:
+    base = [f"/dev/{name}" for name in rootfs.DEVICE_NODES]
+    wanted = settings["devices"]
+    extra = [str(path) for path in wanted] if isinstance(wanted, list) else []
+    try:
+        environment.device_filter = environment.tree.restrict_devices(base, extra)
+    except OSError as error:
+        raise StepError("device filter", error) from error
+    if extra and environment.device_filter != "ebpf":
+        environment.notes.append(
+            "no device filter per job: only the private /dev separates devices"
+        )
 
 
 def _read(path: str) -> str:
@@ -100,6 +115,11 @@ def _namespaces(environment: Environment, slots: int) -> None:
             "user namespace" if environment.mode == "userns" else "unshare", error
         ) from error
     environment.uid_base, environment.gid = uid, gid
+    environment.notes.append(
+        "jobs run as the agent's own user, which keeps its supplementary groups"
+        if uid
+        else "jobs run as this container's root user: run the agent as an ordinary user instead"
+    )
 
 
 def _uid_base(slots: int) -> int:
@@ -120,7 +140,11 @@ def _uid_base(slots: int) -> int:
 def _network(environment: Environment) -> None:
     """An empty network namespace with its loopback down, made by a child that then goes away."""
     shared = environment.shared
-    shared.host_net = environment.mode == "root"
+    if shared.landlock_fd < 0:
+        # Abstract unix sockets belong to the network namespace: without Landlock's scope two jobs
+        # could meet there, so each job pays for one of its own.
+        environment.notes.append("a network namespace per job: Landlock ABI 6 is not there")
+        return
     ready_read, ready_write = os.pipe()
     done_read, done_write = os.pipe()
     pid = os.fork()

@@ -70,7 +70,6 @@ class Hello(msgspec.Struct, frozen=True):
     loose: int
     loose_bits: dict[str, int]
     landlock_abi: int
-    host_net: bool
     device_filter: Literal["ebpf", "v1", "none"]
     notes: list[str]
 
@@ -401,7 +400,7 @@ async def _spawn(settings: SandboxSettings, theirs: socket.socket) -> asyncio.su
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         pass_fds=(theirs.fileno(),),
-        env={"LC_ALL": "C.UTF-8"},
+        env={"LC_ALL": "C.UTF-8", "OUTRIDER_INSTANCE": settings.instance},
         start_new_session=True,
     )
 

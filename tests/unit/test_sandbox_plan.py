@@ -76,7 +76,6 @@ def hello(**fields: Any) -> Hello:
         "loose": 0,
         "loose_bits": {"pids": 1, "network": 2, "filesystem": 4, "seccomp": 8},
         "landlock_abi": 7,
-        "host_net": False,
         "device_filter": "none",
         "notes": [],
     }
