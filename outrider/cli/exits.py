@@ -40,6 +40,13 @@ class ExitError(OutriderError):
         self.code = code
 
 
+class ReaderGoneError(ExitError):
+    """Whoever read our output went away: nobody is left to be told anything."""
+
+    def __init__(self) -> None:
+        super().__init__(BROKEN_PIPE)
+
+
 class NotFoundError(ExitError):
     """What was asked for is not in the ledger (or wherever it would be)."""
 
@@ -51,8 +58,6 @@ def code_of(error: BaseException) -> int:
     """The exit code that this error means."""
     if isinstance(error, ExitError):
         return error.code
-    if isinstance(error, BrokenPipeError):
-        return BROKEN_PIPE
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return INTERRUPTED
     if isinstance(error, BrokerUnavailableError):
@@ -76,8 +81,6 @@ def line_of(error: BaseException) -> str:
         return " ".join(error.format_message().split()) + hint
     if isinstance(error, click.ClickException):
         return " ".join(error.format_message().split())
-    if isinstance(error, BrokenPipeError):
-        return ""
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return "interrupted"
     if isinstance(error, OutriderError | TimeoutError):
@@ -92,12 +95,12 @@ def tell(error: BaseException, *, verbose: bool) -> int:
     line = line_of(error)
     if line:
         click.echo(f"outrider: {line}", err=True)
-    if verbose:
+    if verbose and line:
         log = getattr(error, "log", "")
         if log:
             click.echo(log, err=True)
         traceback.print_exception(error, file=sys.stderr)
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, ReaderGoneError):
         _silence_stdout()
     return code_of(error)
 

@@ -86,13 +86,23 @@ class OutriderGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, place.summary) for name, place in COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does, but for what click would print or code in a way of its own."""
+        try:
+            answer = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            raise exits.ReaderGoneError from error
+        except KeyboardInterrupt as error:
+            raise exits.ExitError(exits.INTERRUPTED, "interrupted") from error
+        return answer
+
     def main(self, args: Sequence[str] | None = None, *_positional: Any, **extra: Any) -> NoReturn:
         """Runs a command and exits with its code."""
         words = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
         try:
             answer = super().main(words, *_positional, **extra)
-            sys.stdout.flush()
             code = answer if isinstance(answer, int) else exits.OK
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where errors end
             code = exits.tell(error, verbose=_is_verbose(words))
