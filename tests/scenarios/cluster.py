@@ -44,6 +44,7 @@ TIMING = NodeTiming(report_ms=500, heartbeat_ms=250, lost_ms=2_000, resend_ms=20
 ELECTION = ElectionTiming(heartbeat_ms=100, timeout_ms=500)
 QUEUE_TOPIC, RESULTS, COMMANDS = f"queue.{QUEUE}", "results", "commands"
 PARTITIONS = 2
+HAND_OVER_MS = 8
 
 
 @dataclass
@@ -154,7 +155,9 @@ class Process:
             found = tuple(records[start : start + self.cluster.rng.randint(1, 8)])
             if found:
                 self.positions[(topic, partition)] = start + len(found)
-                self.hand_in(topic, self.intake.term, found)
+                # A poll thread hands over later; by then the intake may be another one.
+                late = partial(self.hand_in, topic, self.intake.term, found)
+                self.cluster.after(HAND_OVER_MS, partial(self.guard, late))
 
     def hand_in(self, topic: str, term: int, found: tuple[object, ...]) -> None:
         if topic == QUEUE_TOPIC:
@@ -312,16 +315,21 @@ class Agent:
         result = AttemptResult(
             job=job, attempt=attempt, node=self.name, term=self.term, outcome=run.outcome
         )
-        self.cluster.after(
-            self.cluster.rng.randint(1, 30), lambda: self.cluster.produce_result(result)
-        )
+        self.cluster.after(self.cluster.rng.randint(1, 30), lambda: self.deliver(result))
         self.status(full=False, keys=[key])
+
+    def deliver(self, result: AttemptResult) -> None:
+        """A node that is cut off cannot reach Kafka either: its results come late."""
+        if self.cut:
+            self.cluster.after(100, lambda: self.deliver(result))
+        else:
+            self.cluster.produce_result(result)
 
 
 class Cluster:
     """The world. `run_until(ms)` lets time pass; checks run as the ledger grows."""
 
-    def __init__(self, seed: int, coordinators: int = 3, agents: int = 2) -> None:
+    def __init__(self, seed: int, coordinators: int = 3, agents: int = 3) -> None:
         self.seed, self.rng = seed, random.Random(seed)
         self.now = 1_000_000
         self.events: list[tuple[int, int, Callable[[], None]]] = []
@@ -507,7 +515,7 @@ class Cluster:
         names = [member.name for member in self.members]
         victim = self.leader.name if self.leader and rng.random() < 0.6 else rng.choice(names)
         agent = rng.choice(list(self.agents))
-        match rng.randrange(7):
+        match rng.randrange(9):
             case 0:
                 self.crash_coordinator(victim, hint=rng.random() < 0.8)
             case 1:
@@ -524,6 +532,18 @@ class Cluster:
             case 6:
                 for process in self.processes.values():  # a false alarm
                     process.guard(partial(process.elect, e.PeerGone(peer=victim)))
+            case 7:
+                self.usurp()
+            case 8:
+                self.agents["n3"].alive = False  # for good
+
+    def usurp(self) -> None:
+        """An election gone mad: several take the role at once, and of one term."""
+        for process in self.processes.values():
+            if self.rng.random() < 0.7:
+                won = e.RoleWon(term=process.core.state.term + 1, why="usurped")
+                late = partial(process.decide, won)
+                self.after(self.rng.randint(0, 3), partial(process.guard, late))
 
     def random_spec(self) -> JobSpec:
         rng = self.rng

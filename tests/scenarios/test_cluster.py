@@ -47,7 +47,7 @@ def at_rest(cluster: Cluster, names: list[str]) -> bool:
     return (
         all(name in cluster.ends for name in names)
         and not cluster.auditor.dead_letters_due
-        and not any(agent.runs for agent in cluster.agents.values())
+        and not any(agent.runs for agent in cluster.agents.values() if agent.alive)
         and cluster.leader is not None
     )
 
@@ -58,7 +58,9 @@ def check_the_end(cluster: Cluster, names: list[str]) -> None:
     assert not missing, (missing, [auditor.jobs[m].told() for m in missing if m in auditor.jobs])
     assert not auditor.jobs, "a job still lives"
     assert not auditor.dead_letters_due, "a dead letter was never stored"
-    assert not any(agent.runs for agent in cluster.agents.values()), "an agent still holds attempts"
+    assert not any(agent.runs for agent in cluster.agents.values() if agent.alive), (
+        "an agent still holds attempts"
+    )
     dead = {name for name, ends in cluster.ends.items() if ends == ["DeadLettered"]}
     assert dead <= set(cluster.dead_letters), "a dead job has no dead letter"
     submitted = sum(
