@@ -171,6 +171,10 @@ class Launcher:
             self._dying.append(job.cgroup)
             raise
         self._free_slots.pop()
+        spec.argv, spec.env = (
+            [],
+            {},
+        )  # may hold secrets: later jobs' inits are copies of this memory
         return job
 
     def _watch(self, job: Job) -> None:

@@ -66,6 +66,28 @@ async def test_a_job_reads_its_payload_and_leaves_a_result(sandbox: NativeSandbo
     assert outcome.memory_peak_bytes > 0
 
 
+def test_jobs_run_under_uvloop() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def once() -> None:
+        try:
+            started = await NativeSandbox.start(SandboxSettings(instance=INSTANCE + "-uv"))
+        except SandboxUnavailable as error:
+            pytest.skip(f"no sandbox on this machine: {error}")
+        try:
+            chunks: list[bytes] = []
+            plan = job(started, "a", "cat; cp /bin/true result")
+            payload = os.urandom(200_000)
+            outcome = await started.run(plan, payload, lambda _, data: chunks.append(data))
+            assert b"".join(chunks) == payload
+            assert outcome.exit_code == 0 and outcome.result
+        finally:
+            await started.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(once())
+
+
 async def test_a_signal_is_told_from_an_exit(sandbox: NativeSandbox) -> None:
     outcome = await sandbox.run(job(sandbox, "a", "kill -SEGV $$"), b"")
     assert (outcome.cause, outcome.signal) == ("signalled", signal.SIGSEGV)
