@@ -26,11 +26,12 @@ MODES = ("root", "userns")
 
 def ordinary_user() -> dict[str, Any]:
     """Arguments for ``subprocess`` to run as an ordinary user; skips if that is impossible."""
-    if os.geteuid() != 0:
-        return {"args": [sys.executable], "env": {**os.environ, "PYTHONPATH": str(REPO)}}
     spec = importlib.util.find_spec("msgspec")
     assert spec is not None and spec.origin is not None
     packages = Path(spec.origin).parents[1]
+    if os.geteuid() != 0:
+        path = f"{REPO}:{packages}"
+        return {"args": [sys.executable], "env": {**os.environ, "PYTHONPATH": path}}
     options: dict[str, Any] = {
         "args": [SYSTEM_PYTHON],
         "env": {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{REPO}:{packages}"},
