@@ -1,6 +1,7 @@
 """The SDK: submit, wait, fetch; many jobs; a function as jobs."""
 
 import sys
+from functools import partial
 
 from outrider import Client, Job, JobFailedError
 
@@ -12,21 +13,21 @@ def square(item: int) -> int:
 
 def main() -> None:
     """Uses `$OUTRIDER_CONFIG`, else the local cluster."""
-    small = {"cpu": "100m", "memory": "64Mi", "timeout": "30s"}
+    small = partial(Job, cpu="100m", memory="64Mi", timeout="30s")
     with Client() as client:
-        handle = client.submit(Job(["sh", "-c", "cat > $OUTRIDER_RESULT"], payload="hi", **small))
+        handle = client.submit(small(["sh", "-c", "cat > $OUTRIDER_RESULT"], payload="hi"))
         sys.stdout.write(f"{handle.job}: {handle.result(timeout=60).decode()}\n")
 
-        handles = client.submit(Job(["echo", str(number)], **small) for number in range(10))
+        handles = client.submit(small(["echo", str(number)]) for number in range(10))
         for ended in client.as_ended(handles, timeout=60):
             sys.stdout.write(f"{ended.job} {ended.status().phase}\n")
 
         try:
-            client.submit(Job(["false"], retries=0, **small)).result(timeout=60)
+            client.submit(small(["false"], retries=0)).result(timeout=60)
         except JobFailedError as error:
             sys.stdout.write(f"as expected: {error.outcome}, exit code {error.exit_code}\n")
 
-        sys.stdout.write(f"{list(client.map(square, range(5), **small))}\n")
+        sys.stdout.write(f"{list(client.map(square, range(5), cpu='100m', memory='64Mi'))}\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,176 @@
+"""The local cluster's parts that need no cluster: shares, ports, records, processes, lookup."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from idl.errors import ConfigError
+from idl.settings import ClusterSettings
+from idl.units import GIB, MIB
+from outrider.client.config import find_cluster, find_config
+from outrider.local.machine import (
+    coordinator_dds_port,
+    free_dds_domain,
+    free_tcp_ports,
+    host_memory_bytes,
+    share_of_host,
+)
+from outrider.local.process import (
+    MARK_VARIABLE,
+    Identity,
+    find_marked,
+    identity_of,
+    is_alive,
+    log_tail,
+    send_signal,
+    spawn,
+    stop_all,
+    wait_gone,
+)
+from outrider.local.readiness import NotReadyError, wait_ready
+from outrider.local.record import Layout, ProcessRecord, RunRecord, layout, write_atomically
+
+SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
+STUBBORN = (
+    sys.executable,
+    "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    "print('deaf', flush=True); time.sleep(60)",
+)
+
+
+def test_the_machine_is_divided_evenly_and_something_is_left_for_the_control_plane() -> None:
+    share = share_of_host(2, cpus=2, memory_bytes=8 * GIB)
+    assert (share.cpu_millis, share.memory_bytes) == (1000, 3584 * MIB)
+    assert str(share) == "1 CPU, 3.5Gi memory"
+    tiny = share_of_host(3, cpus=1, memory_bytes=GIB)
+    assert (tiny.cpu_millis, tiny.memory_bytes) == (330, 256 * MIB)
+
+
+def test_more_than_there_is_needs_to_be_said() -> None:
+    with pytest.raises(ConfigError, match="--overcommit"):
+        share_of_host(2, cpus=2, memory_bytes=GIB, cpu_millis=1500)
+    with pytest.raises(ConfigError, match="--overcommit"):
+        share_of_host(2, cpus=2, memory_bytes=GIB, node_memory_bytes=GIB)
+    share = share_of_host(2, cpus=2, memory_bytes=GIB, cpu_millis=1500, overcommit=True)
+    assert share.cpu_millis == 1500
+
+
+def test_a_container_limit_counts_as_memory(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text(f"{64 * MIB}\n")
+    assert host_memory_bytes(tmp_path) == 64 * MIB
+    (tmp_path / "memory.max").write_text("max\n")
+    assert host_memory_bytes(tmp_path) > 64 * MIB
+
+
+def test_ports_and_domains_are_different_and_in_range() -> None:
+    assert len(set(free_tcp_ports(20))) == 20
+    assert coordinator_dds_port(3, 2) == 7410 + 750 + 4
+    assert 0 <= free_dds_domain(5, start=7) <= 200
+
+
+def test_a_process_is_recognised_signalled_and_stopped(tmp_path: Path) -> None:
+    child = spawn(SLEEP, tmp_path / "log", f"{tmp_path}:one", {})
+    identity = identity_of(child.pid)
+    assert identity is not None
+    assert is_alive(identity)
+    assert [found.pid for found in find_marked(f"{tmp_path}:")] == [child.pid]
+    stranger = Identity(pid=child.pid, start_ticks=identity.start_ticks - 1)
+    assert not is_alive(stranger)
+    assert not send_signal(stranger, signal.SIGKILL)
+    assert wait_gone(stranger, 0)
+    assert not wait_gone(identity, 0)
+    send_signal(identity, signal.SIGSTOP)
+    assert stop_all([identity], grace_s=30) == []
+    assert child.wait(30) == -signal.SIGTERM
+    assert not is_alive(identity)
+
+
+def test_a_process_deaf_to_sigterm_is_killed_and_named(tmp_path: Path) -> None:
+    child = subprocess.Popen(STUBBORN, stdout=subprocess.PIPE, start_new_session=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"deaf\n"
+    identity = identity_of(child.pid)
+    assert identity is not None
+    assert stop_all([identity], grace_s=0.05) == [identity]
+    assert child.wait(30) == -signal.SIGKILL
+    child.stdout.close()
+
+
+def test_our_packages_are_importable_in_what_is_spawned(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    code = f"import os, idl; print(os.environ['{MARK_VARIABLE}'], os.environ['EXTRA'])"
+    child = spawn((sys.executable, "-c", code), log, "mark:x", {"EXTRA": "yes"})
+    assert child.wait(30) == 0
+    assert log.read_text() == "mark:x yes\n"
+    assert log_tail(log, 5) == "mark:x yes"
+    assert "cannot read" in log_tail(tmp_path / "none")
+
+
+def run_record(*processes: ProcessRecord) -> RunRecord:
+    return RunRecord(name="local", phase="up", started_ms=1, kafka="k:1", processes=processes)
+
+
+def test_the_run_record_survives_a_round_trip_and_refuses_damage(tmp_path: Path) -> None:
+    place = Layout("local", tmp_path)
+    assert place.read_run() is None
+    one = ProcessRecord(name="c1", role="coordinator", arguments=("a",), log="l")
+    run = run_record(one)
+    place.write_run(run)
+    assert place.read_run() == run
+    changed = msgspec.structs.replace(one, identity=Identity(pid=1, start_ticks=2))
+    assert run.having(changed).processes == (changed,)
+    with pytest.raises(ConfigError, match=r"no process 'n9' .* \(there: c1\)"):
+        run.process("n9")
+    place.run_file.write_text("{")
+    with pytest.raises(ConfigError, match="stop its processes by hand"):
+        place.read_run()
+
+
+def test_secrets_are_written_for_their_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    write_atomically(path, b"x", mode=0o600)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ConfigError, match="cannot write"):
+        write_atomically(tmp_path / "none" / "file", b"x")
+
+
+def test_where_a_cluster_lives(tmp_path: Path) -> None:
+    assert layout("a", env={"XDG_STATE_HOME": "/s"}).folder == Path("/s/outrider/a")
+    assert layout("a", tmp_path).cluster_file == tmp_path / "cluster.json"
+    assert layout("a", env={}).folder.name == "a"
+    with pytest.raises(ConfigError, match="is not a name"):
+        layout("../x")
+
+
+def test_which_cluster_is_meant(tmp_path: Path) -> None:
+    env = {"XDG_STATE_HOME": str(tmp_path)}
+    with pytest.raises(ConfigError, match="no cluster is known"):
+        find_config(env=env)
+    for name in ("one", "two"):
+        folder = tmp_path / "outrider" / name
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+        if name == "one":
+            assert find_config(env=env) == folder / "cluster.json"
+    with pytest.raises(ConfigError, match=r"several local clusters run \(one, two\)"):
+        find_config(env=env)
+    assert find_config(env=env | {"OUTRIDER_CONFIG": "/c.json"}) == Path("/c.json")
+    assert find_config("/d.json", env | {"OUTRIDER_CONFIG": "/c.json"}) == Path("/d.json")
+    settings = ClusterSettings(cluster="given")
+    assert find_cluster(settings) is settings
+
+
+def test_waiting_for_what_ended_says_so_with_its_last_words(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text('{"level": "info"}\nn1: cluster file has no secret\n')
+    record = ProcessRecord(name="n1", role="agent", arguments=(), log=str(log), metrics_port=1)
+    with pytest.raises(NotReadyError, match=r"exit code 2 while starting \(n1: cluster file"):
+        wait_ready([record], 0.0, lambda _name: 2, lambda _line: None)
+    with pytest.raises(NotReadyError, match="agent n1 ended"):
+        wait_ready([record], 0.0, lambda _name: None, lambda _line: None)
