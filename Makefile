@@ -30,7 +30,7 @@ check: $(STAMP)  ## format, lint, types, who imports whom
 	$(BIN)/lint-imports
 
 kafka: $(STAMP)  ## fetch Apache Kafka's jars, so that `outrider up --kafka apache` starts at once
-	$(BIN)/python -m dataplane.broker.apache
+	$(BIN)/python -c 'from dataplane.broker.apache import fetch_jars; print(fetch_jars(print))'
 
 bench: $(STAMP)  ## jobs per second and submit-to-running, on both brokers
 	$(BIN)/python -m benchmarks.throughput

@@ -46,11 +46,12 @@ from node_agent.core.attempts import (
     SendStatus,
 )
 from node_agent.metrics import Metrics
-from node_agent.report import Offer, build_report
+from node_agent.report import Offer, build_report, gpu_devices
 from node_agent.runner import AttemptRunner
 from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import SandboxUnavailable
 from node_agent.sandbox.settings import SandboxSettings, interpreter_paths
+from node_agent.topology.node import NodeTopology, read_topology
 
 STOP_GRACE_S: Final = 5.0
 """After SIGTERM, how long the results of killed attempts may take to reach Kafka."""
@@ -67,14 +68,21 @@ class Agent:
         name: str,
         offer: Offer,
         sandbox: NativeSandbox,
+        topology: NodeTopology,
         readiness: Readiness,
     ) -> None:
         self._settings = settings
         self._sandbox = sandbox
+        self._gpus = gpu_devices(topology)
         self._readiness = readiness
         self._incarnation = Incarnation(new_incarnation())
         self._report = build_report(
-            settings.pool, name, self._incarnation, offer, sandbox.enforcement
+            settings.pool,
+            name,
+            self._incarnation,
+            offer,
+            sandbox.enforcement,
+            topology,
         )
         self._core = AgentCore(
             settings.pool,
@@ -110,6 +118,7 @@ class Agent:
             kafka,
             self._report.node,
             self._sandbox,
+            self._gpus,
             self._producer,
             self._fetcher,
             self._tell,
@@ -119,7 +128,7 @@ class Agent:
         self._crew.spawn(self._repeat(self._settings.nodes.heartbeat_ms, self._heartbeat))
         self._crew.spawn(self._repeat(self._settings.nodes.report_ms, self._send_report))
         self._readiness.have("intents")
-        log.info("ready", extra={"enforces": self._report.enforces})
+        log.info("ready", extra={"enforces": self._report.enforces, "gpus": self._report.gpu_note})
         try:
             self._crew.spawn(self._attempts.until(stopping))
             await self._crew.until(stopping)
@@ -202,10 +211,12 @@ class Agent:
         return self._report
 
 
-def sandbox_settings(settings: ClusterSettings, node: str) -> SandboxSettings:
+def sandbox_settings(
+    settings: ClusterSettings, node: str, devices: tuple[str, ...]
+) -> SandboxSettings:
     """This agent's sandboxes: jobs may also run the interpreter that runs the agent."""
     name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{settings.cluster}-{node}")
-    return SandboxSettings(instance=name, extra_ro_paths=interpreter_paths())
+    return SandboxSettings(instance=name, extra_ro_paths=interpreter_paths(), devices=devices)
 
 
 def _labels(pairs: list[str]) -> dict[str, str]:
@@ -247,13 +258,15 @@ def main(argv: list[str] | None = None) -> int:
         if options.metrics_port:
             stop_metrics = serve_metrics(options.metrics_address, options.metrics_port, readiness)
         try:
-            sandbox = await NativeSandbox.start(sandbox_settings(settings, options.name))
+            topology = read_topology()
+            devices = gpu_devices(topology).paths
+            sandbox = await NativeSandbox.start(sandbox_settings(settings, options.name, devices))
         except SandboxUnavailable as error:
             raise PlatformFaultError(str(error)) from error
         try:
             for limit, why in sandbox.enforcement.missing.items():
                 log.warning("limit not enforced", extra={"limit": limit, "reason": why})
-            await Agent(settings, options.name, offer, sandbox, readiness).run(stopping)
+            await Agent(settings, options.name, offer, sandbox, topology, readiness).run(stopping)
         finally:
             await sandbox.close()
             if stop_metrics is not None:

@@ -24,6 +24,7 @@ from idl.limits import OUTPUT_TAIL_BYTES
 from idl.records import AttemptResult
 from idl.settings import KafkaSettings
 from node_agent.core.attempts import AttemptEnded, AttemptRunning, Event, ResultDelivered
+from node_agent.core.gpus import GpuDevices
 from node_agent.core.results import plan_of, result_of
 from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import SandboxError, SandboxOutcome
@@ -78,6 +79,7 @@ class AttemptRunner:
         settings: KafkaSettings,
         node: str,
         sandbox: NativeSandbox,
+        gpus: GpuDevices,
         producer: RecordProducer,
         fetcher: PayloadFetcher,
         tell: Callable[[Event], None],
@@ -86,6 +88,7 @@ class AttemptRunner:
         self._settings = settings
         self._node = node
         self._sandbox = sandbox
+        self._gpus = gpus
         self._producer = producer
         self._fetcher = fetcher
         self._tell = tell
@@ -162,7 +165,7 @@ class AttemptRunner:
             if key in self._killed:
                 return SandboxOutcome(cause="killed")
             return await self._sandbox.run(
-                plan_of(assign, self._node), payload, output.take, started
+                plan_of(assign, self._node, self._gpus), payload, output.take, started
             )
         except JobFaultError as error:
             return SandboxOutcome(cause="exited", exit_code=None, detail=str(error))

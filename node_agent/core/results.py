@@ -6,6 +6,7 @@ from idl.control import AssignIntent
 from idl.limits import LOG_BYTES_MAX, RESULT_BYTES_MAX
 from idl.records import AttemptResult, Outcome, Usage
 from node_agent.core.attempts import required_limits
+from node_agent.core.gpus import NO_GPUS, GpuDevices
 from node_agent.sandbox.plan import Limit, SandboxOutcome, SandboxPlan
 
 PATH_DEFAULT: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -26,14 +27,15 @@ def outcome_of(outcome: SandboxOutcome) -> Outcome:
     return _OUTCOMES[outcome.cause]
 
 
-def environment(assign: AssignIntent, node: str) -> dict[str, str]:
+def environment(assign: AssignIntent, node: str, gpus: GpuDevices = NO_GPUS) -> dict[str, str]:
     """The job's environment: defaults, its own, then ours, which it cannot override."""
     return {
         "PATH": PATH_DEFAULT,
         "HOME": "/work",
-        "TMPDIR": "/tmp",  # noqa: S108 - the job's private tmpfs
+        "TMPDIR": "/tmp",
         "LANG": "C.UTF-8",
         **assign.spec.env,
+        **gpus.environment(assign.gpus),
         "OUTRIDER_JOB_ID": assign.job,
         "OUTRIDER_ATTEMPT": str(assign.attempt),
         "OUTRIDER_QUEUE": assign.queue,
@@ -42,13 +44,13 @@ def environment(assign: AssignIntent, node: str) -> dict[str, str]:
     }
 
 
-def plan_of(assign: AssignIntent, node: str) -> SandboxPlan:
+def plan_of(assign: AssignIntent, node: str, gpus: GpuDevices = NO_GPUS) -> SandboxPlan:
     """What the sandbox is asked to carry out."""
     spec = assign.spec
     return SandboxPlan(
         key=f"{assign.job}.{assign.attempt}",
         argv=spec.command,
-        env=environment(assign, node),
+        env=environment(assign, node, gpus),
         memory_bytes=spec.resources.memory_bytes,
         cpu_millis=spec.resources.cpu_millis,
         pids_max=spec.limits.pids_max,
@@ -60,6 +62,7 @@ def plan_of(assign: AssignIntent, node: str) -> SandboxPlan:
         stdout_bytes_max=LOG_BYTES_MAX // 2,
         stderr_bytes_max=LOG_BYTES_MAX // 2,
         result_bytes_max=RESULT_BYTES_MAX,
+        devices=gpus.of(assign.gpus),
         require=frozenset(Limit(name) for name in required_limits(assign)),
     )
 
