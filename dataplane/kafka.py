@@ -39,6 +39,8 @@ FETCH_PARTITION_BYTES: Final = 1 * MIB
 PREFETCH_RECORDS_MIN: Final = 10_000
 PREFETCH_KIB_MAX: Final = 16 * MIB // KIB
 """Read ahead by librdkafka, per consumer: memory stays bounded whatever the backlog."""
+FETCH_QUEUE_BACKOFF_MS: Final = 5
+"""How soon librdkafka reads on once its read-ahead is used up; the default stalls for 1 s."""
 STATISTICS_MS: Final = 1_000
 """How often librdkafka says how its connections are; see BrokerWatch."""
 STALL_MS: Final = 3_000
@@ -102,6 +104,7 @@ def consumer_config(settings: KafkaSettings, name: str, **extra: object) -> Conf
         "allow.auto.create.topics": False,
         "fetch.wait.max.ms": FETCH_WAIT_MS[settings.kind],
         "fetch.error.backoff.ms": RETRY_BACKOFF_MS_MAX,
+        "fetch.queue.backoff.ms": FETCH_QUEUE_BACKOFF_MS,
         "max.partition.fetch.bytes": FETCH_PARTITION_BYTES,
         "queued.min.messages": PREFETCH_RECORDS_MIN,
         "queued.max.messages.kbytes": PREFETCH_KIB_MAX,

@@ -37,6 +37,14 @@ def _package_file(name: str) -> str:
     return resources.files("dataplane.broker").joinpath(name).read_text()
 
 
+def _random_cluster_id() -> str:
+    """A Kafka Uuid: 16 bytes in base64url; one that starts with `-` would read as an option."""
+    while True:
+        found = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        if not found.startswith("-"):
+            return found
+
+
 def find_java() -> str:
     """The `java` to use. Raises PlatformFaultError that says what to install."""
     home = os.environ.get("JAVA_HOME", "")
@@ -151,7 +159,7 @@ class ApacheBroker(LocalBroker):
     def _cluster_id(self) -> str:
         path = self.directory / "cluster-id"
         if not path.exists():
-            path.write_text(base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))
+            path.write_text(_random_cluster_id())
         return path.read_text()
 
     def _properties(self, index: int) -> str:

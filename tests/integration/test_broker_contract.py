@@ -37,7 +37,7 @@ def test_life(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     """Start, answer, be found by a directory, stop by another object, start again."""
     lines: list[str] = []
     broker = _own(kind, tmp_path / "b")
-    assert not broker.healthy() and broker.pids == ()
+    assert not broker.healthy() and not broker.pids
     broker.start(lines.append)
     try:
         assert broker.healthy()
@@ -50,7 +50,7 @@ def test_life(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
         assert attached is not None
         assert (attached.pids, attached.bootstrap) == before and attached.kind == kind
         attached.stop()
-        assert broker.pids == () and not broker.healthy()
+        assert not broker.pids and not broker.healthy()
         attached.stop()
         broker.stop()
         assert identify(before[0][0]) is None
@@ -98,7 +98,7 @@ def test_outlives_its_starter(tmp_path: Path) -> None:
     assert os.getsid(broker.pids[0]) == broker.pids[0]
     assert broker.healthy()
     broker.stop()
-    assert broker.pids == ()
+    assert not broker.pids
 
 
 def test_killed_broker_is_not_healthy_and_starts_again(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_killed_broker_is_not_healthy_and_starts_again(tmp_path: Path) -> None:
         first = broker.pids
         os.kill(first[0], signal.SIGKILL)
         os.waitid(os.P_PID, first[0], os.WEXITED | os.WNOWAIT)
-        assert broker.pids == () and not broker.healthy()
+        assert not broker.pids and not broker.healthy()
         broker.start()
         assert broker.healthy() and first[0] not in broker.pids
     finally:
@@ -122,7 +122,7 @@ def test_reused_pid_is_never_signalled(tmp_path: Path) -> None:
         f'"processes":[{{"pid":{os.getpid()},"started_ticks":1}}]}}'
     )
     broker = attach_broker(tmp_path)
-    assert broker is not None and broker.pids == ()
+    assert broker is not None and not broker.pids
     broker.stop()
 
 

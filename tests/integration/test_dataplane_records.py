@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -33,6 +34,9 @@ class Inbox:
     def on_records(self, batch: list[KafkaRecord]) -> None:
         self.records += batch
         self._news.set()
+
+    def has(self, count: int) -> bool:
+        return len(self.records) >= count
 
     def on_error(self, error: PlatformFaultError) -> None:
         self.errors.append(error)
@@ -281,7 +285,7 @@ async def test_tail_stops_when_nobody_acknowledges(
     inbox = Inbox()
     tail = _tail(broker_settings, {(topic, 0): 0}, inbox, unacknowledged_max=100)
     for expected in (100, 200, 300, 400, 500):
-        await inbox.until(lambda seen=expected: len(inbox.records) >= seen)  # type: ignore[misc]
+        await inbox.until(partial(inbox.has, expected))
         await tail.end_offsets()  # the tail went round its loop: nothing more came
         assert len(inbox.records) == expected
         tail.done(100)
