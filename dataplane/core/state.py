@@ -304,7 +304,8 @@ class PoolState:
 
     def _finished(self, decision: ledger.Finished, at: _At) -> None:
         job = self._live(decision.job)
-        if job.attempt != decision.attempt or job.attempts[-1].outcome != "succeeded":
+        last = job.attempts[-1].outcome if job.attempts else "no attempt"
+        if job.attempt != decision.attempt or last != "succeeded":
             raise job.broken(f"finished by attempt {decision.attempt}, which did not succeed")
         self._move(job, Cause.FINISHED, at)
         self._end(job, at)
