@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 import msgspec
 
+from outrider.cli.exits import printable
+
 if TYPE_CHECKING:
     from idl.settings import ClusterSettings
     from outrider.client.view import LedgerView
@@ -70,6 +72,11 @@ def common(command: Callable[..., _R]) -> Callable[..., _R]:
     return wrapped
 
 
+def say(line: str) -> None:
+    """One line on stdout that may hold words of untrusted submitters."""
+    click.echo(printable(line))
+
+
 def print_json(document: object) -> None:
     """One document, indented for people as `jq` does."""
     click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
@@ -89,7 +96,8 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[Text(str(cell), style=_style(str(cell))) for cell in row] for row in rows]
+    texts = [[printable(str(cell)) for cell in row] for row in rows]
+    cells = [[Text(text, style=_style(text)) for text in row] for row in texts]
     if not cells:
         click.echo(empty)
         return

@@ -1,10 +1,11 @@
 """`dlq`: what ended without a result, and how to try it again."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-from outrider.cli.common import Session, age, common, now_ms, print_table
+from outrider.cli.common import Session, age, common, now_ms, print_table, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,13 +96,13 @@ def show(session: Session, key: str) -> None:
 
 
 def _tell(place: "SourceRef", letter: "DeadLetter") -> None:
-    click.echo(f"{letter.key}: {letter.code}")
-    click.echo(f"  {letter.reason}")
-    click.echo(f"  queue {letter.queue}, {age(now_ms(), letter.at_ms)} ago")
+    say(f"{letter.key}: {letter.code}")
+    say(f"  {letter.reason}")
+    say(f"  queue {letter.queue}, {age(now_ms(), letter.at_ms)} ago")
     source = letter.source
     size = "no longer in Kafka" if letter.original is None else f"{len(letter.original)} bytes"
-    click.echo(f"  submitted as {source.topic}[{source.partition}]@{source.offset}, {size}")
-    click.echo(f"  kept as {place.topic}[{place.partition}]@{place.offset}")
+    say(f"  submitted as {source.topic}[{source.partition}]@{source.offset}, {size}")
+    say(f"  kept as {place.topic}[{place.partition}]@{place.offset}")
     if letter.attempts:
         print_table(
             (">ATTEMPT", "NODE", "OUTCOME", ">EXIT", "DETAIL"),
@@ -140,7 +141,7 @@ def replay(session: Session, keys: tuple[str, ...]) -> None:
     for key in keys:
         _, letter = _find(session, key)
         new = replay_id(letter.job or "replay", view.state)
-        submitter = Submitter(session.settings.kafka, new_id=lambda new=new: new)  # type: ignore[misc]
+        submitter = Submitter(session.settings.kafka, new_id=partial(str, new))
         try:
             submitted = submitter.replay_sync(letter)
         finally:

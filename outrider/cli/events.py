@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from outrider.cli.common import Session, common, print_json_line
+from outrider.cli.common import Session, common, print_json_line, say
 
 if TYPE_CHECKING:
     from dataplane.core.validity import Verdict
@@ -82,7 +82,7 @@ class _Teller:
             return
         line = narrate(decision, entry.leader, entry.term, entry.at_ms)
         void = "" if verdict.valid else f"VOID ({verdict.reason}: {verdict.detail}) "
-        click.echo(f"{offset:>7} {clock(entry.at_ms)} t{entry.term} {void}{line}")
+        say(f"{offset:>7} {clock(entry.at_ms)} t{entry.term} {void}{line}")
 
 
 @click.command()

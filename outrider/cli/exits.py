@@ -73,6 +73,18 @@ def code_of(error: BaseException) -> int:
     return BUG
 
 
+_CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+
+
+def printable(text: str) -> str:
+    """The text with control characters spelled out.
+
+    Names, commands and reasons come from untrusted submitters: an escape sequence in them must not
+    reach a terminal. (`logs` and `result` are bytes as the job wrote them, like `cat`.)
+    """
+    return text.translate(_CONTROL)
+
+
 def line_of(error: BaseException) -> str:
     """What a person is told, in one line; empty where there is nothing to say."""
     if isinstance(error, click.UsageError):
@@ -94,7 +106,7 @@ def tell(error: BaseException, *, verbose: bool) -> int:
     """Prints the error as one line (under `verbose` its details too); returns the exit code."""
     line = line_of(error)
     if line:
-        click.echo(f"outrider: {line}", err=True)
+        click.echo(f"outrider: {printable(line)}", err=True)
     if verbose and line:
         log = getattr(error, "log", "")
         if log:

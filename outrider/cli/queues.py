@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from outrider.cli.common import Session, common, now_ms, print_table
+from outrider.cli.common import Session, common, now_ms, print_table, say
 
 if TYPE_CHECKING:
     from dataplane.core.explain import Explanation
@@ -72,8 +72,8 @@ def explanation(session: Session, job: str) -> "Explanation":
 
 def _show(found: "Explanation") -> None:
     place = f", number {found.position} in its pool" if found.position else ""
-    click.echo(f"{found.job}: {found.code}{place}")
-    click.echo(f"  {found.message}")
+    say(f"{found.job}: {found.code}{place}")
+    say(f"  {found.message}")
     if found.nodes:
         print_table(("  NODE", "WHY NOT"), [(f"  {n.node}", n.why or "fits") for n in found.nodes])
 

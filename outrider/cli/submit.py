@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from outrider.cli.common import Session, common, key_values, print_json
+from outrider.cli.common import Session, common, key_values, print_json, say
 from outrider.cli.exits import JOB_FAILED, TIMED_OUT, ExitError
 
 if TYPE_CHECKING:
@@ -258,12 +258,12 @@ def _show_output(client: "Client", handle: "Handle") -> None:
 def _sum_up(documents: list[dict[str, Any]]) -> None:
     states = Counter(one["state"] for one in documents)
     summary = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    click.echo(f"{len(documents)} jobs: {summary}")
+    say(f"{len(documents)} jobs: {summary}")
     failed = [one for one in documents if one["state"] != "finished"]
     for one in failed[:FAILURES_SHOWN]:
-        click.echo(f"  {one['job']}: {one.get('reason') or one.get('code') or one['state']}")
+        say(f"  {one['job']}: {one.get('reason') or one.get('code') or one['state']}")
     if len(failed) > FAILURES_SHOWN:
-        click.echo(f"  … and {len(failed) - FAILURES_SHOWN} more (outrider ls --state dead)")
+        say(f"  … and {len(failed) - FAILURES_SHOWN} more (outrider ls --state dead)")
 
 
 def _failure(failed: list[dict[str, Any]], total: int) -> str:

@@ -6,8 +6,9 @@
         handle = client.submit(Job(["echo", "hi"], cpu="100m", timeout="10s"))
         handle.wait(timeout=60)
 
-Submitting is producing to Kafka; ends are learned from the ledger, one tail per client. A later
-issue adds admission states (QueueState over DDS): `_admit` is where a submission will wait.
+Submitting is producing to Kafka; ends are learned from the ledger, one tail per client. Kafka holds
+whatever the leader does not take in yet; `Client._produce` is the one place where every submission
+passes, and where admission states (QueueState) will be obeyed.
 """
 
 import getpass
@@ -200,7 +201,6 @@ class Client:
     def _produce(self, whole: Sequence[Submission]) -> list[Submitted]:
         places: dict[int, Submitted] = {}
         for queue in dict.fromkeys(submission.queue for submission in whole):
-            self._admit(queue)
             chosen = [i for i, submission in enumerate(whole) if submission.queue == queue]
             sent = self._submitter.submit_many_sync(queue, (whole[i].spec for i in chosen))
             places.update(zip(chosen, sent, strict=True))
@@ -210,9 +210,6 @@ class Client:
         for queue in queues - self.settings.queues.keys():
             known = ", ".join(sorted(self.settings.queues))
             raise ConfigError(f"queue {queue!r} is not in the cluster file (there: {known})")
-
-    def _admit(self, queue: QueueName) -> None:
-        """Backpressure's place: returns when `queue` admits. Today Kafka holds the backlog."""
 
     def map(
         self, function: Callable[[Any], Any], items: Iterable[Any], **options: Any

@@ -187,6 +187,22 @@ def test_dead_letters_are_listed_shown_and_replayed(run: Run, leader: FakeLeader
     assert "exit code 9" in failed.stderr
 
 
+def test_escape_sequences_of_submitters_do_not_reach_the_terminal(
+    run: Run, leader: FakeLeader
+) -> None:
+    assert run("submit", "--id", "evil", "--", "echo", "\x1b]0;owned\x07").exit_code == 0
+    leader.ingest()
+    leader.start("evil")
+    leader.append(
+        leader.report("evil", outcome="failed", exit_code=1),
+        DeadLettered(job="evil", code="x", reason="\x1b[2Jgone"),
+    )
+    for words in (("events",), ("ls",), ("why", "evil"), ("result", "evil")):
+        result = run(*words)
+        assert "\x1b" not in result.output
+        assert "\\x1b" in result.output
+
+
 def test_audit_counts_and_finds_what_cannot_be(run: Run, leader: FakeLeader) -> None:
     submitted(run, leader, "a", "b", "c")
     leader.start("a")
