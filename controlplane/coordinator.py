@@ -84,8 +84,9 @@ class CoordinatorProcess:
             seed=incarnation,
             now_ms=self._now(),
         )
+        policies = {str(queue): policy for queue, policy in settings.queues.items()}
         self._core = Coordinator(
-            CoordinatorId(name), incarnation, settings.pool, settings.queues, settings.nodes
+            CoordinatorId(name), incarnation, settings.pool, policies, settings.nodes
         )
         self._metrics = Metrics(name, settings.pool)
         self._work: deque[tuple[str, Any]] = deque()

@@ -132,7 +132,7 @@ class Group:
         try:
             os.rmdir(self.name, dir_fd=self.parent_fd)
         except FileNotFoundError:
-            pass
+            pass  # gone already: what we wanted
         except OSError as error:
             if error.errno == errno.EBUSY:
                 return False
