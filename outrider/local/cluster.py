@@ -34,6 +34,7 @@ from idl.settings import (
     load_cluster,
 )
 from idl.topics import TopicNames
+from outrider.client.view import LedgerView
 from outrider.local import machine, readiness
 from outrider.local.process import (
     KILL_WAIT_S,
@@ -286,12 +287,14 @@ class LocalCluster:
         table = names.table(settings.pool, tuple(settings.queues), settings.kafka.queue_partitions)
         for note in ensure_topics(settings.kafka, table, progress=progress).notes:
             progress(note)
+        view = LedgerView(settings)
+        view.advance()
         ports = machine.free_tcp_ports(options.coordinators + options.agents)
         for peer in settings.coordinators:
             self._start_coordinator(peer, ports.pop(), options)
         for index in range(options.agents):
             self._start_agent(index, share, ports.pop(), options)
-        self._wait(settings, options, progress)
+        self._wait(view, options, progress)
         self._record(msgspec.structs.replace(self._run, phase="up"))
 
     def _put_logs_aside(self) -> None:
@@ -420,13 +423,13 @@ class LocalCluster:
         self._run = run
         self._place.write_run(run)
 
-    def _wait(self, settings: ClusterSettings, options: LocalOptions, progress: Progress) -> None:
+    def _wait(self, view: LedgerView, options: LocalOptions, progress: Progress) -> None:
         deadline = time.monotonic() + options.ready_timeout_s
         ours = [record for record in self.processes if record.role != "broker"]
         try:
             readiness.wait_ready(ours, deadline, self._exit_code, progress)
             nodes = {record.name for record in ours if record.role == "agent"}
-            readiness.wait_led(settings, nodes, deadline, progress)
+            readiness.wait_led(view, nodes, deadline, progress)
         except readiness.NotReadyError as error:
             record = self._run.process(error.process) if error.process else None
             tail = log_tail(Path(record.log)) if record else ""

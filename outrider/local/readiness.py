@@ -5,13 +5,17 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from idl.errors import OutriderError
-from idl.settings import ClusterSettings
 from outrider.local.machine import LOOPBACK
 from outrider.local.process import is_alive, log_tail
 from outrider.local.record import ProcessRecord
+
+if TYPE_CHECKING:
+    from dataplane.core.validity import Verdict
+    from idl.ledger import LedgerEntry
+    from outrider.client.view import LedgerView
 
 POLL_S: Final = 0.05
 """Between two looks: start-up takes a second or two, a look costs under a millisecond."""
@@ -89,27 +93,33 @@ def wait_ready(
 
 
 def wait_led(
-    settings: ClusterSettings,
-    nodes: set[str],
-    deadline: float,
-    progress: Callable[[str], None],
+    view: "LedgerView", nodes: set[str], deadline: float, progress: Callable[[str], None]
 ) -> None:
-    """Returns once the ledger names a leader and has seen all `nodes`. Raises NotReadyError."""
-    from outrider.client.view import LedgerView
+    """Returns once a term was started and all `nodes` were seen. Raises NotReadyError.
 
-    view = LedgerView(settings)
+    Only what the ledger gains beyond `view` counts: an earlier run may have left leaders and nodes
+    of the same names in it.
+    """
+    from idl.ledger import NodeSeen, TermStarted
+
+    missing, led = set(nodes), False
+
+    def seen(_offset: int, entry: "LedgerEntry", verdict: "Verdict") -> None:
+        nonlocal led
+        for decision in entry.decisions if verdict.valid else ():
+            if isinstance(decision, TermStarted) and not led:
+                led = True
+                progress(f"{entry.leader} leads in term {entry.term}; waiting for nodes")
+            elif isinstance(decision, NodeSeen):
+                missing.discard(decision.node)
+
     progress("waiting for a leader")
-    told = False
     while True:
-        view.advance()
-        state = view.state
-        missing = sorted(nodes - state.nodes.keys())
-        if view.leader and not told:
-            progress(f"{view.leader} leads in term {state.term}; waiting for nodes")
-            told = True
-        if view.leader and not missing:
+        view.advance(seen)
+        if led and not missing:
             return
         if time.monotonic() > deadline:
-            what = f"the leader has not seen {', '.join(missing)}" if told else "no leader"
-            raise NotReadyError(f"{what} in time", missing[0] if told else "")
+            late = min(missing, default="")
+            what = f"the leader has not seen {', '.join(sorted(missing))}" if led else "no leader"
+            raise NotReadyError(f"{what} in time", late if led else "")
         time.sleep(POLL_S)

@@ -13,9 +13,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from dataplane.broker import Broker
 from idl.settings import ClusterSettings
 from outrider.client.client import Client
 from outrider.client.job import Job
+from outrider.client.view import LedgerView
 from outrider.local.cluster import LocalCluster, LocalOptions, StartFailedError
 from outrider.local.process import find_marked, identity_of
 
@@ -114,6 +116,23 @@ def test_a_failed_start_stops_everything_and_says_why(tmp_path: Path) -> None:
     assert told[-1] == "stopping the embedded broker"
     assert find_marked(f"{tmp_path}/") == []
     assert not (tmp_path / "c" / "run.json").exists()
+
+
+def test_an_earlier_runs_leader_and_nodes_do_not_count_as_up(
+    embedded_broker: Broker, tmp_path: Path
+) -> None:
+    """A durable ledger survives `down`; the next `up` waits for a leader of its own."""
+    options = LocalOptions(
+        folder=tmp_path / "c", coordinators=1, agents=1, kafka=embedded_broker.bootstrap,
+        prefix="again.",
+    )  # fmt: skip
+    for term in (1, 2):
+        with LocalCluster.start(options) as cluster:
+            view = LedgerView(cluster.settings)
+            view.advance()
+            assert view.state.term >= term
+            assert [record.role for record in cluster.processes] == ["coordinator", "agent"]
+    assert embedded_broker.healthy()
 
 
 def test_kill_and_restart_by_name(tmp_path: Path) -> None:
