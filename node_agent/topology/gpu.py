@@ -7,6 +7,7 @@ A machine without a driver has no GPUs and a one-line reason; one broken query l
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -121,13 +122,13 @@ def _nvlinks(nvml: Nvml, handles: list[Any], gpus: tuple[Gpu, ...]) -> tuple[tup
     switched = [0] * size
     for index, handle in enumerate(handles):
         for link in range(NVLINKS_MAX):
-            if not _or(lambda h=handle, n=link: nvml.link_active(h, n), False):  # type: ignore[misc]
+            if not _or(partial(nvml.link_active, handle, link), False):
                 continue
-            kind = _or(lambda h=handle, n=link: nvml.link_remote_type(h, n), _REMOTE_GPU)  # type: ignore[misc]
+            kind = _or(partial(nvml.link_remote_type, handle, link), _REMOTE_GPU)
             if kind == _REMOTE_SWITCH:
                 switched[index] += 1
                 continue
-            remote = _or(lambda h=handle, n=link: nvml.link_remote_bus_id(h, n), "")  # type: ignore[misc]
+            remote = _or(partial(nvml.link_remote_bus_id, handle, link), "")
             other = by_bus.get(normal_bus_id(remote))
             if other is not None and other != index:
                 direct[index][other] += 1
