@@ -252,7 +252,8 @@ class Client:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             ended, _ = wait(waiting, left, FIRST_COMPLETED)
             if not ended:
-                raise TimeoutError(f"{len(waiting)} jobs have not ended{self.stall_note()}")
+                many = "jobs have" if len(waiting) > 1 else "job has"
+                raise TimeoutError(f"{len(waiting)} {many} not ended{self.stall_note()}")
             for future in ended:
                 yield waiting.pop(future)
 

@@ -152,7 +152,7 @@ def test_many_jobs_keep_their_order_and_end_as_they_end(client: Client, leader: 
     assert {handle.job for handle in client.as_ended(handles, WAIT_S)} == {
         handle.job for handle in handles
     }
-    with pytest.raises(TimeoutError, match="1 jobs"):
+    with pytest.raises(TimeoutError, match="1 job has not ended"):
         list(client.as_ended([client.submit(Job("x"))], timeout=0.01))
 
 
