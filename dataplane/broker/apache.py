@@ -15,7 +15,6 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-from dataplane.broker import processes
 from dataplane.broker.cache import cache_directory
 from dataplane.broker.contract import BrokerKind, Progress
 from dataplane.broker.local import HOST, LocalBroker
@@ -196,8 +195,3 @@ class ApacheBroker(LocalBroker):
         if not self._java:  # a restart of one node by a process that did not start the others
             self._java, self._jars = find_java(), fetch_jars(lambda _line: None)
         return self._command("kafka.Kafka", str(self._home(index) / "server.properties"))
-
-    def stop(self) -> None:
-        """SIGTERM to all nodes at once, wait, SIGKILL. Data stays. Idempotent."""
-        processes.reap()
-        super().stop()

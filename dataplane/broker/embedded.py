@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from dataplane.broker.cache import cache_directory
-from dataplane.broker.contract import BrokerKind, Progress
+from dataplane.broker.contract import BrokerKind, Progress, quiet
 from dataplane.broker.local import HOST, LocalBroker
 from idl.errors import PlatformFaultError
 
@@ -58,16 +58,16 @@ class EmbeddedBroker(LocalBroker):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, nodes=1)
 
-    def start(self, progress: Progress = lambda _line: None) -> None:
+    def start(self, progress: Progress = quiet) -> None:
         """As the contract says; tries another port where the chosen one was taken meanwhile."""
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
-                return super().start(progress)
+                super().start(progress)
             except PlatformFaultError:
                 if attempt == START_ATTEMPTS or "in use" not in self._log_text():
                     raise
-                self._ports = ()
-        return None
+            else:
+                return
 
     def _log_text(self) -> str:
         log = self.log_path(0)

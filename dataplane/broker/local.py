@@ -31,11 +31,7 @@ class LocalBroker(ABC):
         self.nodes = nodes
         self._ports: tuple[int, ...] = ()
         self._processes: tuple[ProcessIdentity, ...] = ()
-        record = processes.read_record(directory)
-        if record is not None and record.kind == self.kind:
-            self._ports = record.ports
-            self._processes = record.processes
-            self.nodes = len(record.ports) // self.ports_per_node or nodes
+        self._reload()
 
     @property
     def bootstrap(self) -> str:
@@ -46,7 +42,16 @@ class LocalBroker(ABC):
     def pids(self) -> tuple[int, ...]:
         """Live processes, in node order."""
         processes.reap()
+        self._reload()
         return tuple(p.pid for p in self._processes if processes.is_alive(p))
+
+    def _reload(self) -> None:
+        """The record is the truth: another object or process may have (re)started nodes."""
+        record = processes.read_record(self.directory)
+        if record is not None and record.kind == self.kind:
+            self._ports = record.ports
+            self._processes = record.processes
+            self.nodes = len(record.ports) // self.ports_per_node or self.nodes
 
     def log_path(self, index: int) -> Path:
         """Everything node `index` (from 0) prints."""
@@ -58,6 +63,8 @@ class LocalBroker(ABC):
         if len(self.pids) < self.nodes:
             if not self.pids:
                 self._choose_ports()
+                self._processes = ()
+                self._record()
             self._prepare(progress)
             for index in range(self.nodes):
                 self.start_node(index)
@@ -69,6 +76,7 @@ class LocalBroker(ABC):
 
     def start_node(self, index: int) -> None:
         """Starts one node (again), without waiting for it; nothing if it runs."""
+        self._reload()
         if index < len(self._processes) and processes.is_alive(self._processes[index]):
             return
         started = processes.spawn(self._argv(index), self.log_path(index), self._env(index))
@@ -87,10 +95,12 @@ class LocalBroker(ABC):
 
     def stop(self) -> None:
         """SIGTERM, wait, SIGKILL. Idempotent. Ports are remembered for the next start."""
-        processes.stop(self._processes)
-        self._processes = ()
-        if self.directory.is_dir():
-            self._record()
+        self._reload()
+        if self._processes:
+            processes.stop(self._processes)
+            self._processes = ()
+            if self.directory.is_dir():
+                self._record()
 
     def _record(self) -> None:
         processes.write_record(

@@ -77,7 +77,9 @@ def spawn(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) 
     _children[child.pid] = child
     found = identify(child.pid)
     if found is None:
-        raise PlatformFaultError(f"{Path(argv[0]).name} ended at once; see {log}")
+        raise PlatformFaultError(
+            f"{Path(argv[0]).name} ended while starting: {log_tail(log)}; the whole log is {log}"
+        )
     return found
 
 
