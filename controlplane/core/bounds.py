@@ -50,6 +50,8 @@ ATTEMPT_MISSING_MS: Final = 5_000
 """A node that knew an attempt and leaves it out of its full lists for this long forgot it."""
 RESTARTED_NODE_MISSING_MS: Final = 2_000
 """The same after a restart of the agent: time for results that its former self wrote to be read."""
+ATTEMPT_NOT_TAKEN_MS: Final = 60_000
+"""A node that reports and never lists an attempt that it was told about, again and again."""
 ENDED_WITHOUT_RESULT_MS: Final = 600_000
 """A node says `ended` for this long and no result came: it was lost or cannot be understood."""
 WAITING_GRACE_MS: Final = 2_000

@@ -155,7 +155,9 @@ class Election:
     def next_wakeup_ms(self, now_ms: int) -> int:
         """Epoch ms at which a `Tick` is due."""
         if self.standing is Standing.LEADER:
-            times = [self._resend_ms, self._lease_until_ms]
+            times = [self._resend_ms]
+            if self._majority > 1:
+                times.append(self._lease_until_ms)
         elif self.standing is Standing.FOLLOWER:
             times = [self._stand_at_ms]
         else:
@@ -168,7 +170,7 @@ class Election:
 
     def _timers(self, now_ms: int) -> None:
         if self.standing is Standing.LEADER:
-            if now_ms >= self._lease_until_ms:
+            if now_ms >= self._lease_until_ms and self._majority > 1:  # alone: nobody else may lead
                 self._step_down("the lease was not renewed by a majority", now_ms)
             elif now_ms >= self._resend_ms:
                 self._heartbeat(now_ms)
@@ -258,7 +260,6 @@ class Election:
         self._resend_ms = now_ms + self.timing.heartbeat_ms
         self._out.append(SendBeacon(beacon=self._my_beacon(stepping_down=False)))
         if self._majority == 1:
-            self._lease_until_ms = now_ms + self.timing.timeout_ms
             return
         self._round += 1
         self._renewals[self._round] = (now_ms, {self.me})

@@ -5,10 +5,11 @@ with the role. What follows is only ever *proposed* here; it counts once it is i
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from controlplane.core.bounds import (
     ATTEMPT_MISSING_MS,
+    ATTEMPT_NOT_TAKEN_MS,
     ENDED_WITHOUT_RESULT_MS,
     NODES_MAX,
     RESTARTED_NODE_MISSING_MS,
@@ -30,6 +31,11 @@ class Gone(NamedTuple):
     attempt: int
     outcome: Outcome
     detail: str
+
+
+_RESTARTED: Final[tuple[Outcome, str]] = ("node_lost", "the agent restarted without the attempt")
+_FORGOTTEN: Final[tuple[Outcome, str]] = ("platform", "node forgot attempt")
+_NOT_TAKEN: Final[tuple[Outcome, str]] = ("platform", "node never took the attempt")
 
 
 class _Heard:
@@ -181,26 +187,23 @@ class Watch:
         listed: set[str],
         now_ms: int,
     ) -> None:
-        """Attempts that the node had and no longer lists. One absence may be an old message."""
+        """Attempts that full lists leave out for too long; one absence may be an old message."""
         missing: dict[str, tuple[int, int]] = {}
         for name, reservation in node.attempts.items():
             if name in listed:
                 continue
             attempt = reservation.attempt
-            restarted = reservation.incarnation != node.incarnation
             running = state.jobs[name].phase is Phase.RUNNING
-            if not (restarted or running or book.acknowledged(name, attempt)):
-                continue  # never there: its assign is being re-sent
+            if reservation.incarnation != node.incarnation:
+                grace, gone = RESTARTED_NODE_MISSING_MS, Gone(attempt, *_RESTARTED)
+            elif running or book.acknowledged(name, attempt):
+                grace, gone = ATTEMPT_MISSING_MS, Gone(attempt, *_FORGOTTEN)
+            else:
+                grace, gone = ATTEMPT_NOT_TAKEN_MS, Gone(attempt, *_NOT_TAKEN)
             since = heard.missing.get(name, (attempt, now_ms))
             missing[name] = since if since[0] == attempt else (attempt, now_ms)
-            grace = RESTARTED_NODE_MISSING_MS if restarted else ATTEMPT_MISSING_MS
-            if now_ms - missing[name][1] < grace:
-                continue
-            self.gone[name] = (
-                Gone(attempt, "node_lost", "the agent restarted without the attempt")
-                if restarted
-                else Gone(attempt, "platform", "node forgot attempt")
-            )
+            if now_ms - missing[name][1] >= grace:
+                self.gone[name] = gone
         heard.missing = missing
         heard.ended = {job: since for job, since in heard.ended.items() if job in listed}
 

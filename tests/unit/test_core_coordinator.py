@@ -410,6 +410,30 @@ def test_an_attempt_that_its_node_forgot_is_released() -> None:
     assert (released.outcome, released.detail) == ("platform", "node forgot attempt")
 
 
+def test_an_attempt_that_its_node_never_takes_is_released_in_the_end() -> None:
+    hand = Hand()
+    hand.node()
+    hand.submit(spec("a"))
+    decisions: list[d.Decision] = []
+    for _ in range(121):
+        hand.pass_ms(500)
+        decisions += hand.status("n1")
+    (released,) = [x for x in decisions if isinstance(x, d.Released)]
+    assert (released.outcome, released.detail) == ("platform", "node never took the attempt")
+
+
+def test_an_end_whose_result_never_comes_is_released_in_the_end() -> None:
+    hand = with_running_job(retry=RETRY_FAST)
+    decisions: list[d.Decision] = []
+    for _ in range(402):
+        hand.pass_ms(1_500)
+        decisions += hand.status("n1", ("a", 1, "ended"))
+    (released,) = [x for x in decisions if isinstance(x, d.Released)]
+    assert (released.outcome, released.detail) == (
+        "platform", "attempt ended and its result never came",
+    )  # fmt: skip
+
+
 def test_a_partial_status_says_nothing_about_what_it_leaves_out() -> None:
     hand = with_running_job()
     for _ in range(20):

@@ -118,6 +118,8 @@ def test_one_coordinator_leads_at_once_and_alone() -> None:
     assert net.won == [(0, "c1", 1)]
     net.run(5_000)
     assert net.leaders == ["c1"] and len(net.won) == 1
+    net.live["c1"].step(e.Tick(), net.now + 60_000)
+    assert net.leaders == ["c1"], "alone, a long sleep deposes nobody"
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
