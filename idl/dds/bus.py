@@ -76,6 +76,7 @@ class Bus:
         self._deliver = deliver
         self._closing = GuardCondition(self._participant)
         self._thread: threading.Thread | None = None
+        self._closed = False
         self.write_failures = 0
         self.incompatible_qos = 0
 
@@ -87,6 +88,8 @@ class Bus:
 
     def publish(self, message: Message) -> None:
         """Writes a sealed message. A full or stalled peer is counted, never waited for."""
+        if self._closed:
+            return
         try:
             self._writers[message.topic].write(to_wire(message))
         except DDSException as error:
@@ -94,7 +97,10 @@ class Bus:
             log.warning("dds write failed", extra={"topic": message.topic, "error": str(error)})
 
     def close(self) -> None:
-        """Stops the thread and leaves the domain."""
+        """Stops the thread and leaves the domain; what is still said or heard goes nowhere."""
+        if self._closed:
+            return
+        self._closed = True
         if self._thread is not None:
             self._closing.set(True)
             self._thread.join()
@@ -116,9 +122,13 @@ class Bus:
             waitset.wait(duration(seconds=1))
             batch = self._take()
             while batch:
-                loop.call_soon_threadsafe(self._deliver, batch)
+                loop.call_soon_threadsafe(self._hand_over, batch)
                 batch = self._take()
             self._watch_qos()
+
+    def _hand_over(self, batch: list[Message]) -> None:
+        if not self._closed:
+            self._deliver(batch)
 
     def _take(self) -> list[Message]:
         batch: list[Message] = []
