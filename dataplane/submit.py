@@ -12,7 +12,7 @@ import msgspec
 
 from dataplane.core.claimcheck import needs_claim_check, reference
 from dataplane.payloads import put_payload
-from dataplane.producer import FULL_RETRY_S, RecordProducer
+from dataplane.producer import RecordProducer
 from idl.codec import MSGPACK, decode_spec, encode
 from idl.errors import InvalidRecordError
 from idl.ids import JobId, QueueName
@@ -24,6 +24,8 @@ from idl.topics import TopicNames
 
 PIPELINE_RECORDS_MAX: Final = 2_000
 """Jobs of one bulk call sent and not yet acknowledged: fills the wire, bounds memory."""
+YIELD_EVERY: Final = 64
+"""A bulk call lets the loop breathe after this many jobs (about a millisecond)."""
 
 
 class Submitted(msgspec.Struct, frozen=True):
@@ -85,14 +87,14 @@ class Submitter:
         self, queue: QueueName, specs: Iterable[JobSpec]
     ) -> AsyncIterator[Submitted]:
         topic = self._topics.queue(queue)
-        await asyncio.to_thread(self._producer.require_topic, topic)
         sent: deque[tuple[JobId, asyncio.Future[SourceRef]]] = deque()
         for spec in specs:
             named = self._named(spec)
             data = encode(await self._checked_in(named))
-            while (future := self._try(topic, named, data)) is None:
-                await asyncio.sleep(FULL_RETRY_S)
-            sent.append((JobId(named.id), asyncio.wrap_future(future)))
+            place = await self._producer.enqueue(topic, data, key=named.id, content_type=MSGPACK)
+            sent.append((JobId(named.id), place))
+            if len(sent) % YIELD_EVERY == 0:
+                await asyncio.sleep(0)
             if len(sent) >= PIPELINE_RECORDS_MAX:
                 job, acknowledged = sent.popleft()
                 yield Submitted(job, await acknowledged)
@@ -168,9 +170,6 @@ class Submitter:
         if named.payload is not None:
             needs_claim_check(len(named.payload), self._inline_max)  # raises if it is too large
         return named
-
-    def _try(self, topic: str, spec: JobSpec, data: bytes) -> "Future[SourceRef] | None":
-        return self._producer.try_send(topic, data, key=spec.id, content_type=MSGPACK)
 
     def _again(self, letter: DeadLetter) -> JobSpec:
         if letter.original is None:
