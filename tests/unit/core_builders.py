@@ -219,3 +219,13 @@ def names(decisions: list[d.Decision]) -> list[str]:
 
 
 RETRY_FAST: Final = Retry(max_attempts=2, backoff_ms=100)
+
+
+def with_running_job(**more: object) -> Hand:
+    """A leader, node n1, job a running on it as attempt 1."""
+    hand = Hand()
+    hand.node()
+    hand.submit(spec("a", **more))
+    hand.status("n1", ("a", 1, "running"))
+    hand.out.clear()
+    return hand

@@ -328,3 +328,62 @@ def test_strangers_and_other_roles_are_ignored() -> None:
 def test_a_membership_without_me_is_refused() -> None:
     with pytest.raises(ConfigError, match="must be once among"):
         Election(ROLE, "c9", 1, (Member(name="c1"),), TIMING, seed=1, now_ms=0)
+
+
+def follower_of_c1(net: Net) -> Election:
+    election = net.live["c3"]
+    assert election.leader == "c1"
+    return election
+
+
+def answer(election: Election, ballot: Ballot, now: int) -> bool:
+    out = election.step(e.BallotReceived(ballot=ballot), now)
+    (reply,) = [x.reply for x in out if isinstance(x, e.SendBallotReply)]
+    return reply.granted
+
+
+PRE_VOTE = Ballot(kind="pre_vote", role=ROLE, term=2, candidate="c2", incarnation=2, round=9)
+
+
+def test_a_pre_vote_refused_for_the_leaders_sake_is_granted_when_the_leader_goes() -> None:
+    net = Net(3).run(2_000)
+    voter = follower_of_c1(net)
+    assert not answer(voter, PRE_VOTE, net.now)
+    out = voter.step(e.PeerGone(peer="c1"), net.now + 1)
+    replies = [x.reply for x in out if isinstance(x, e.SendBallotReply)]
+    assert [(r.candidate, r.granted) for r in replies] == [("c2", True)]
+
+
+def test_a_beacon_that_arrives_after_the_hint_may_have_been_sent_before_it() -> None:
+    net = Net(3).run(2_000)
+    voter = follower_of_c1(net)
+    beacon = Beacon(
+        role=ROLE, term=1, leader="c1", incarnation=net.live["c1"].incarnation, lease_ms=500,
+        ledger_offset=1,
+    )  # fmt: skip
+    voter.step(e.PeerGone(peer="c1"), net.now)
+    voter.step(e.BeaconReceived(beacon=beacon), net.now + 1)
+    assert answer(voter, PRE_VOTE, net.now + 2)
+    voter.step(e.BeaconReceived(beacon=beacon), net.now + TIMING.heartbeat_ms + 1)
+    assert not answer(voter, PRE_VOTE, net.now + TIMING.heartbeat_ms + 2), "the hint was false"
+
+
+def test_a_term_that_the_ledger_has_seen_gets_no_vote() -> None:
+    voter = Net(5).live["c5"]
+    voter.step(e.LedgerAdvanced(term=5, next_offset=9), 600)
+    vote = Ballot(kind="vote", role=ROLE, term=5, candidate="c1", incarnation=1, round=1)
+    assert not answer(voter, vote, 600)
+
+
+def test_of_two_that_stand_the_lower_rank_gives_way() -> None:
+    net = Net(5)
+    lower, higher = net.live["c4"], net.live["c2"]
+    for election in (lower, higher):
+        election.step(e.Tick(), 1_200)
+        assert election.standing.value == "pre_candidate"
+    for election, candidate in ((lower, "c2"), (higher, "c4")):
+        ballot = Ballot(
+            kind="pre_vote", role=ROLE, term=1, candidate=candidate, incarnation=1, round=1
+        )
+        assert answer(election, ballot, 1_201)
+    assert (lower.standing.value, higher.standing.value) == ("follower", "pre_candidate")
