@@ -68,7 +68,12 @@ class CoordinatorProcess:
     """One coordinator. Construct, then `run`."""
 
     def __init__(
-        self, settings: ClusterSettings, name: str, timing: Timing, readiness: Readiness
+        self,
+        settings: ClusterSettings,
+        name: str,
+        timing: Timing,
+        readiness: Readiness,
+        key_file: str = "",
     ) -> None:
         self._settings = settings
         self._own = settings.coordinator(name)
@@ -115,6 +120,7 @@ class CoordinatorProcess:
             ),
             receive=self._hear,
             now_ms=now_ms,
+            key_file=key_file,
         )
 
     def _now(self) -> int:
@@ -376,6 +382,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="outrider-coordinator", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="cluster file")
     parser.add_argument("--name", required=True, help="which coordinator of the file this is")
+    parser.add_argument(
+        "--key-file", default="", help="its Ed25519 key (default: NAME.key beside the secret file)"
+    )
     parser.add_argument("--metrics-address", default="127.0.0.1")
     parser.add_argument("--metrics-port", type=int, default=0, help="0: no /metrics, no /ready")
     parser.add_argument("--log-level", default="INFO")
@@ -398,7 +407,10 @@ def main(argv: list[str] | None = None) -> int:
         if options.metrics_port:
             stop_metrics = serve_metrics(options.metrics_address, options.metrics_port, readiness)
         try:
-            await CoordinatorProcess(settings, options.name, timing, readiness).run(stopping)
+            process = CoordinatorProcess(
+                settings, options.name, timing, readiness, options.key_file
+            )
+            await process.run(stopping)
         finally:
             if stop_metrics is not None:
                 stop_metrics()

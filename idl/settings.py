@@ -33,13 +33,17 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CoordinatorPeer(msgspec.Struct, frozen=True, kw_only=True):
-    """A coordinator of the static membership. `address` may be a name: we resolve it, not DDS."""
+    """A coordinator of the static membership. `address` may be a name: we resolve it, not DDS.
+
+    `public_keys`: Ed25519, hex, newest first (`outrider keys coordinator`); all members or none.
+    """
 
     name: CoordinatorId
     address: str = "127.0.0.1"
     dds_port: int
     hint_port: int = 0
     preference: int = 0
+    public_keys: tuple[str, ...] = ()
 
 
 class DdsSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,4 +148,6 @@ def load_cluster(path: Path, env: Mapping[str, str]) -> ClusterSettings:
     for name in (settings.cluster, settings.pool, *settings.queues):
         if not is_valid_name(name):
             raise ConfigError(f"cluster file {path}: {name!r} is not a valid name")
+    if len({bool(peer.public_keys) for peer in settings.coordinators}) > 1:
+        raise ConfigError(f"cluster file {path}: some coordinators have public_keys, some have not")
     return msgspec.structs.replace(settings, kafka=apply_environment(settings.kafka, env))

@@ -20,8 +20,8 @@ from idl.control import (
     NodeReport,
     QueueState,
 )  # fmt: skip
-from idl.envelope import COORDINATORS, Principal, node_principal
-from idl.ids import NodeId
+from idl.ids import CoordinatorId, NodeId
+from idl.keys import COORDINATORS, Principal, coordinator_principal, node_principal
 
 DEPTH_STREAM: Final = 256
 """Samples kept per key for a slow reader: a second of traffic; older ones are re-sent by us."""
@@ -37,9 +37,12 @@ class DdsTopic(msgspec.Struct, frozen=True):
     transient_local: bool = False
     depth: int = DEPTH_STREAM
 
-    def principal(self, key: str) -> Principal:
-        """Whose signature a message with this instance key must carry."""
-        return self.signer if self.signer is not None else node_principal(NodeId(key))
+    def principal(self, key: str, sender: str, *, own_keys: bool) -> Principal:
+        """Whose signature a message of `sender` with this instance key must carry. `own_keys`:
+        coordinators have Ed25519 keys of their own."""
+        if self.signer is None:
+            return node_principal(NodeId(key))
+        return coordinator_principal(CoordinatorId(sender)) if own_keys else self.signer
 
     def qos(self) -> Qos:
         """Cyclone's policies. `max_blocking_time` 0: a write fails rather than freeze us."""

@@ -48,6 +48,7 @@ COMMANDS: Final[Mapping[str, _Place]] = {
     "events": _Place("events", "The ledger's decisions as readable lines."),
     "dlq": _Place("dlq", "Dead letters: list, show, replay."),
     "audit": _Place("audit", "Fold the whole ledger and check its invariants."),
+    "keys": _Place("keys", "Secrets and key pairs of the control plane."),
     "topics": _Place("misc", "Create the cluster's topics in Kafka."),
     "schema": _Place("misc", "The JSON Schema of a job."),
     "completion": _Place("misc", "Shell completion for bash, zsh or fish."),

@@ -24,6 +24,7 @@ from dataplane.broker import Broker, attach_broker, open_broker
 from dataplane.topics import ensure_topics
 from idl.errors import ConfigError, PlatformFaultError
 from idl.ids import CoordinatorId, QueueName, is_valid_name
+from idl.keys import new_private_key
 from idl.settings import (
     ClusterSettings,
     CoordinatorPeer,
@@ -334,6 +335,13 @@ class LocalCluster:
             )
         return broker
 
+    def _coordinator_key(self, name: str) -> str:
+        """Makes an Ed25519 key beside the secret, where the coordinator looks; its public half."""
+        private, public = new_private_key()
+        path = self._place.secret_file.with_name(f"{name}.key")
+        write_atomically(path, private.encode() + b"\n", mode=0o600)
+        return public
+
     def _write_settings(self, options: LocalOptions, broker: Broker) -> ClusterSettings:
         if not self._place.secret_file.exists():
             secret = secrets.token_hex(SECRET_BYTES).encode() + b"\n"
@@ -357,6 +365,7 @@ class LocalCluster:
                         address=machine.LOOPBACK,
                         dds_port=machine.coordinator_dds_port(domain, index),
                         hint_port=hint,
+                        public_keys=(self._coordinator_key(f"c{index + 1}"),),
                     )
                     for index, hint in enumerate(hints)
                 ),
