@@ -14,9 +14,13 @@ _MACHINE = os.uname().machine
 
 # Numbers from the kernel's syscall tables; above 424 all architectures share them.
 _ARCH_NR = {
-    "x86_64": {"clone": 56, "setns": 308, "seccomp": 317, "bpf": 321, "capset": 126},
-    "aarch64": {"clone": 220, "setns": 268, "seccomp": 277, "bpf": 280, "capset": 91},
-}
+    "x86_64": {
+        "clone": 56, "setns": 308, "seccomp": 317, "bpf": 321, "capset": 126, "signalfd": 289,
+    },
+    "aarch64": {
+        "clone": 220, "setns": 268, "seccomp": 277, "bpf": 280, "capset": 91, "signalfd": 74,
+    },
+}  # fmt: skip
 SUPPORTED = _MACHINE in _ARCH_NR
 _NR = _ARCH_NR.get(_MACHINE, {})
 _NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(_MACHINE, -1)
@@ -130,6 +134,13 @@ def fork_raw() -> int:
 def pidfd_send_signal(pidfd: int, signal_number: int) -> None:
     """Signal a process that cannot be confused with a later one of its number."""
     _syscall("pidfd_send_signal", _NR_PIDFD_SEND_SIGNAL, pidfd, signal_number, None, 0)
+
+
+def signalfd(signal_number: int) -> int:
+    """A descriptor that is readable once the (blocked) signal was sent to us; signalfd(2)."""
+    mask = _words(1 << (signal_number - 1))
+    flags = os.O_CLOEXEC | os.O_NONBLOCK  # SFD_CLOEXEC and SFD_NONBLOCK are these
+    return _syscall("signalfd", _NR["signalfd"], -1, mask, len(mask), flags)
 
 
 def unshare(flags: int) -> None:

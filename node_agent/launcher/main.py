@@ -1,7 +1,9 @@
 """The launcher's loop: one socket to the agent, one pidfd and one control socket per job.
 
-Messages are JSON objects, one per SOCK_SEQPACKET record; descriptors travel beside them. When the
-agent goes away (end of file) everything is killed and removed, then the launcher ends.
+Messages are JSON objects, one per SOCK_SEQPACKET record; descriptors travel beside them. An agent
+that goes away (end of file) ends everything, unless there is a named socket on which its next
+process can call (ADR 0006): then jobs run on, their ends are kept, and only after a bounded time
+without any agent is everything killed and removed. In the end the launcher ends.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import errno
 import gc
 import json
 import os
+import resource
 import select
 import signal
+import struct
 import sys
 import time
 from _socket import (
@@ -20,6 +24,7 @@ from _socket import (
     MSG_CMSG_CLOEXEC,
     MSG_DONTWAIT,
     SCM_RIGHTS,
+    SO_PEERCRED,
     SOCK_SEQPACKET,
     SOL_SOCKET,
     socket,
@@ -29,11 +34,21 @@ from node_agent.launcher import jobs, kernel, probe, setup
 from node_agent.launcher.cgroups import JobCgroup
 from node_agent.launcher.child import JobSpec
 from node_agent.launcher.jobs import Job
+from node_agent.launcher.kept import Feed, Kept, Outputs, detached
 from node_agent.launcher.rootfs import StepError
 
+# The agent's next process may be of another version: it does not talk to a launcher that says
+# another number here (ADR 0006).
+PROTOCOL = 1
 # One request record; the agent's plan check keeps commands well below it.
 MESSAGE_BYTES_MAX = 1 << 18
 _STDIO_COUNT = 3
+# Three for the job, and the read ends of its output for us; for a large payload its memory and
+# the pipe to feed it into.
+_RUN_FDS = _STDIO_COUNT + 2
+_RUN_FDS_MAX = _RUN_FDS + 2
+# Only the agent's next process ever calls; more than one at a time is a mistake.
+_BACKLOG = 4
 # A cgroup directory stays busy until the kernel has dropped its last task; look again this often.
 _REMOVE_AGAIN_S = 0.005
 # The self-test is watched without the loop; how often to read its init's messages.
@@ -42,50 +57,104 @@ _PROBE_LOOK_S = 0.002
 _COLLECT_EVERY_JOBS = 1000
 # On shutdown: how long cgroup directories may take before they are left to the next start's sweep.
 _CLOSE_S_MAX = 5.0
+_NEVER = float("inf")
+
+
+class Doors:
+    """How the outside reaches the launcher: the first agent, its successors, SIGTERM."""
+
+    def __init__(self, agent: socket, listener: socket | None, stop_fd: int) -> None:
+        self.agent: socket | None = agent
+        self.listener = listener
+        self.stop_fd = stop_fd
 
 
 class Launcher:
     """Owns the jobs of one agent."""
 
-    def __init__(self, agent: socket, environment: setup.Environment, slots: int) -> None:
-        self._agent, self._env = agent, environment
+    def __init__(
+        self, doors: Doors, environment: setup.Environment, slots: int, orphan_grace_s: float
+    ) -> None:
+        self._doors, self._env = doors, environment
+        self._orphan_grace_s = orphan_grace_s
+        self._orphan_ends_at = _NEVER
         self._jobs: dict[str, Job] = {}
+        self._kept: dict[str, Kept] = {}
+        self._outputs: dict[str, Outputs] = {}
+        self._feeds: dict[str, Feed] = {}
         self._by_fd: dict[int, tuple[Job, str]] = {}
         self._poll = select.epoll()
-        self._poll.register(agent.fileno(), select.EPOLLIN)
+        for fd in (self._agent_fd, self._listener_fd, doors.stop_fd):
+            if fd >= 0:
+                self._poll.register(fd, select.EPOLLIN)
         self._free_slots = list(range(slots))
         self._sequence = 0
         self._dying: list[JobCgroup] = []
-        # Answers the agent has not taken yet: two a job at most, and jobs are bounded by slots.
-        self._outbox: list[tuple[bytes, int]] = []
+        # Answers the agent has not taken yet: a few a job at most, and jobs are bounded by slots.
+        # The descriptors belong to ``_kept`` and ``_outputs``, until the agent says forget.
+        self._outbox: list[tuple[bytes, tuple[int, ...]]] = []
         self._closing = False
+        self.hello = b""
+
+    @property
+    def _agent_fd(self) -> int:
+        return self._doors.agent.fileno() if self._doors.agent is not None else -1
+
+    @property
+    def _listener_fd(self) -> int:
+        return self._doors.listener.fileno() if self._doors.listener is not None else -1
 
     # --- the loop -----------------------------------------------------------------------------
     def run(self) -> None:
-        """Until the agent says close or goes away; then until nothing is left."""
+        """Until told to close, or nobody is left to serve; then until nothing is left."""
         while not self._closing or self._jobs:
             for fd, event in self._poll.poll(self._timeout_s()):
-                if event & select.EPOLLOUT:
-                    self._flush()
-                if event & ~select.EPOLLOUT:
-                    self._on_ready(fd)
+                self._on_event(fd, event)
             now = time.monotonic()
             for job in list(self._jobs.values()):
                 if now >= job.next_deadline():
                     job.on_time(now)
             self._dying = [cgroup for cgroup in self._dying if not cgroup.remove()]
+            if now >= self._orphan_ends_at and not self._closing:
+                self._shut_down(f"no agent came for {self._orphan_grace_s:g} s")
         self._remove_all()
 
     def _timeout_s(self) -> float:
         waits = [_REMOVE_AGAIN_S] if self._dying else []
-        if self._jobs:
-            soonest = min(job.next_deadline() for job in self._jobs.values())
+        soonest = min((job.next_deadline() for job in self._jobs.values()), default=_NEVER)
+        if not self._closing:
+            soonest = min(soonest, self._orphan_ends_at)
+        if soonest != _NEVER:
             waits.append(max(0.0, soonest - time.monotonic()))
         return min(waits) if waits else -1
 
+    def _on_event(self, fd: int, event: int) -> None:
+        job, kind = self._by_fd.get(fd, (None, ""))
+        if job is not None and kind == "feed":
+            feed = self._feeds[job.spec.key]
+            if feed.on_writable():
+                self._end_feed(job.spec.key)
+            return
+        if event & select.EPOLLOUT:
+            self._flush()
+        if event & ~select.EPOLLOUT:
+            self._on_ready(fd)
+
+    def _end_feed(self, key: str) -> None:
+        feed = self._feeds.pop(key, None)
+        if feed is not None:
+            self._forget_fd(feed.pipe_fd)
+            feed.close()
+
     def _on_ready(self, fd: int) -> None:
-        if fd == self._agent.fileno():
+        if fd == self._agent_fd:
             self._on_agent()
+            return
+        if fd == self._listener_fd:
+            self._on_call()
+            return
+        if fd == self._doors.stop_fd:
+            self._shut_down("the launcher was told to stop")
             return
         job, kind = self._by_fd.get(fd, (None, ""))
         if job is None:
@@ -101,10 +170,17 @@ class Launcher:
         else:
             self._on_exit(job)
 
-    def _on_agent(self) -> None:
-        space = CMSG_LEN(4 * _STDIO_COUNT)
+    # --- the agent ----------------------------------------------------------------------------
+    def _on_agent(self) -> bool:
+        """Takes one message. False where there was none: nothing said now, or gone."""
+        agent = self._doors.agent
+        if agent is None:
+            return False
+        space, flags = CMSG_LEN(4 * _RUN_FDS_MAX), MSG_CMSG_CLOEXEC | MSG_DONTWAIT
         try:
-            data, ancillary, _, _ = self._agent.recvmsg(MESSAGE_BYTES_MAX, space, MSG_CMSG_CLOEXEC)
+            data, ancillary, _, _ = agent.recvmsg(MESSAGE_BYTES_MAX, space, flags)
+        except BlockingIOError:
+            return False
         except ConnectionResetError:
             data, ancillary = b"", []
         fds = [
@@ -113,8 +189,8 @@ class Launcher:
             for at in range(0, len(packed) - 3, 4)
         ]
         if not data:
-            self._shut_down()
-            return
+            self._agent_gone()
+            return False
         message = json.loads(data)
         if message["op"] == "run":
             self._start(message, fds)
@@ -124,36 +200,112 @@ class Launcher:
                 job.stop("killed", str(message["why"]), time.monotonic())
                 if message["now"]:
                     job.kill_now()
+        elif message["op"] == "forget":
+            self._forget(str(message["key"]))
         elif message["op"] == "close":
-            self._shut_down()
+            self._shut_down("agent closed the sandbox")
+        return True
 
-    def _shut_down(self) -> None:
-        """The agent is gone or leaves: every job ends now, without grace."""
+    def _agent_gone(self) -> None:
+        """End of file. With work at hand and a way to come back we wait for the next agent."""
+        self._hang_up()
+        if self._doors.listener is None or not (self._jobs or self._kept):
+            self._shut_down("agent closed the sandbox")
+            return
+        self._orphan_ends_at = time.monotonic() + self._orphan_grace_s
+        for outputs in self._outputs.values():
+            outputs.grow()
+
+    def _hang_up(self) -> None:
+        agent, self._doors.agent = self._doors.agent, None
+        if agent is None:
+            return
+        if not self._closing:  # else a shut-down did it
+            self._poll.unregister(agent.fileno())
+        agent.close()
+        self._outbox.clear()  # all of it can be told again from what is kept
+
+    def _on_call(self) -> None:
+        """The agent's next process: it learns what we are, what runs and what has ended."""
+        if self._doors.listener is None:
+            return
+        fd, _ = self._doors.listener._accept()  # type: ignore[attr-defined] # not in typeshed
+        caller = socket(AF_UNIX, SOCK_SEQPACKET, 0, fd)
+        credentials = caller.getsockopt(SOL_SOCKET, SO_PEERCRED, struct.calcsize("3i"))
+        _, uid, _ = struct.unpack("3i", credentials)
+        while self._on_agent():  # what a dead agent still said comes first
+            continue
+        if uid != os.geteuid() or self._doors.agent is not None or self._closing:
+            caller.close()  # a stranger, a second agent, or too late
+            return
+        self._doors.agent = caller
+        self._orphan_ends_at = _NEVER
+        self._poll.register(fd, select.EPOLLIN)
+        self._queue(self.hello)
+        for key in [*self._jobs, *self._kept]:
+            job, outputs = self._jobs.get(key), self._outputs.get(key)
+            have = {"op": "have", "key": key, "started": job is not None and job.started}
+            self._queue(json.dumps(have).encode(), tuple(outputs.fds) if outputs else ())
+        for key in self._kept:
+            self._tell_end(key)
+        self._send({"op": "had"})
+
+    def _forget(self, key: str) -> None:
+        """The agent has stored the end of this job (or never had one)."""
+        if key in self._jobs:
+            return  # not at its end yet
+        kept, outputs = self._kept.pop(key, None), self._outputs.pop(key, None)
+        if kept is not None:
+            kept.close()
+        if outputs is not None:
+            outputs.close()
+
+    def _shut_down(self, why: str) -> None:
+        """Every job ends now, without grace, and nobody is listened to any more."""
+        if self._closing:
+            return
         self._closing = True
-        self._forget_fd(self._agent.fileno())
+        for fd in (self._agent_fd, self._listener_fd, self._doors.stop_fd):
+            if fd >= 0:
+                self._poll.unregister(fd)
+        if self._doors.listener is not None:
+            self._doors.listener.close()
+            self._doors.listener = None
         for job in self._jobs.values():
-            job.ended_by, job.why = job.ended_by or "killed", job.why or "agent closed the sandbox"
+            job.ended_by, job.why = job.ended_by or "killed", job.why or why
             job.kill_now()
 
     # --- jobs ---------------------------------------------------------------------------------
-    def _start(self, message: dict[str, object], stdio: list[int]) -> None:
-        key = str(message["key"])
+    def _start(self, message: dict[str, object], fds: list[int]) -> None:
+        key, stdio = str(message["key"]), fds[:_STDIO_COUNT]
+        caps = [int(str(message[f"{name}_bytes_max"])) for name in ("stdout", "stderr")]
+        if len(fds) not in {_RUN_FDS, _RUN_FDS_MAX} or key in self._jobs or key in self._kept:
+            for fd in fds:
+                os.close(fd)
+            detail = f"step 'launch': {len(fds)} descriptors, or an attempt that is still here"
+            self._send({"op": "ended", "key": key, "cause": "sandbox_failed", "detail": detail})
+            return
+        self._outputs[key] = Outputs(fds[_STDIO_COUNT:_RUN_FDS], caps)
+        if len(fds) == _RUN_FDS_MAX:
+            self._feeds[key] = Feed(*fds[_RUN_FDS:])
         try:
-            if len(stdio) != _STDIO_COUNT:
-                raise OSError(errno.EBADF, f"expected {_STDIO_COUNT} descriptors")
             if not self._free_slots:
                 raise OSError(errno.EAGAIN, "all job slots are taken")
             job = self._launch(message, stdio)
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "?")
             detail = f"step 'launch', {name}: {error}"
-            self._send({"op": "ended", "key": key, "cause": "sandbox_failed", "detail": detail})
+            self._end(key, {"cause": "sandbox_failed", "detail": detail}, -1)
             return
         finally:
             for fd in stdio:
                 os.close(fd)
         self._jobs[key] = job
         self._watch(job)
+        feed = self._feeds.get(key)
+        if feed is not None:
+            self._by_fd[feed.pipe_fd] = (job, "feed")
+            self._poll.register(feed.pipe_fd, select.EPOLLOUT)
 
     def _launch(self, message: dict[str, object], stdio: list[int]) -> Job:
         slot = self._free_slots[-1]
@@ -187,11 +339,15 @@ class Launcher:
                 self._poll.register(fd, select.EPOLLIN)
 
     def _forget_fd(self, fd: int) -> None:
-        if self._by_fd.pop(fd, None) is not None or fd == self._agent.fileno():
+        if self._by_fd.pop(fd, None) is not None:
             try:
                 self._poll.unregister(fd)
             except FileNotFoundError:
                 return  # forgotten before
+
+    def greet(self) -> None:
+        """Tell the first agent what we are."""
+        self._queue(self.hello)
 
     def _announce(self, job: Job) -> None:
         self._send({"op": "started", "key": job.spec.key})
@@ -203,11 +359,10 @@ class Launcher:
             return
         if job.started and not announced:
             self._announce(job)
-        message: dict[str, object] = {"op": "ended", "key": job.spec.key}
-        message.update(job.outcome(ended))
-        result_fd, refused = job.open_result()
-        message["result_refused"] = refused
-        self._send(message, result_fd)
+        outcome = job.outcome(ended)
+        result_fd, outcome["result_refused"] = job.open_result()
+        if result_fd >= 0 and self._doors.agent is None:
+            result_fd = detached(result_fd, job.spec.result_bytes_max)
         for fd in [fd for fd, (owner, _) in self._by_fd.items() if owner is job]:
             self._forget_fd(fd)
         job.close()
@@ -215,29 +370,43 @@ class Launcher:
             self._dying.append(job.cgroup)
         del self._jobs[job.spec.key]
         self._free_slots.append(job.slot)
+        self._end(job.spec.key, outcome, result_fd)
 
-    def _send(self, message: dict[str, object], fd: int = -1) -> None:
+    def _end(self, key: str, outcome: dict[str, object], result_fd: int) -> None:
+        self._end_feed(key)
+        message = {"op": "ended", "key": key, **outcome}
+        self._kept[key] = Kept(json.dumps(message).encode(), result_fd)
+        self._tell_end(key)
+
+    def _tell_end(self, key: str) -> None:
+        kept = self._kept[key]
+        self._queue(kept.message, (kept.result_fd,) if kept.result_fd >= 0 else ())
+
+    def _send(self, message: dict[str, object]) -> None:
+        self._queue(json.dumps(message).encode())
+
+    def _queue(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
         """Queue and try to send; never blocks, so a stalled agent cannot stall the deadlines."""
-        self._outbox.append((json.dumps(message).encode(), fd))
-        self._flush()
+        if self._doors.agent is not None:
+            self._outbox.append((data, fds))
+            self._flush()
 
     def _flush(self) -> None:
-        while self._outbox:
-            data, fd = self._outbox[0]
-            rights = [(SOL_SOCKET, SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))] if fd >= 0 else []
+        while self._outbox and self._doors.agent is not None:
+            data, fds = self._outbox[0]
+            packed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+            rights = [(SOL_SOCKET, SCM_RIGHTS, packed)] if fds else []
             try:
-                self._agent.sendmsg([data], rights, MSG_DONTWAIT)
+                self._doors.agent.sendmsg([data], rights, MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except (BrokenPipeError, ConnectionResetError):
-                if not self._closing:
-                    self._shut_down()
-            if fd >= 0:
-                os.close(fd)
+                self._outbox.clear()  # its end of file comes next
+                break
             del self._outbox[0]
-        if not self._closing:
+        if not self._closing and self._doors.agent is not None:
             wanted = select.EPOLLIN | (select.EPOLLOUT if self._outbox else 0)
-            self._poll.modify(self._agent.fileno(), wanted)
+            self._poll.modify(self._agent_fd, wanted)
 
     def _remove_all(self) -> None:
         deadline = time.monotonic() + _CLOSE_S_MAX
@@ -282,6 +451,7 @@ def _hello(env: setup.Environment, outcome: dict[str, object]) -> dict[str, obje
     code = outcome.get("exit_code")
     return {
         "op": "hello",
+        "protocol": PROTOCOL,
         "mode": env.mode,
         "cgroup": env.tree.kind,
         "holds": sorted(env.tree.holds),
@@ -303,24 +473,40 @@ def _hello(env: setup.Environment, outcome: dict[str, object]) -> dict[str, obje
     }
 
 
-def main(agent_fd: int) -> int:
-    """Entry point: read the settings, set up, probe, serve."""
+def _many_descriptors() -> None:
+    """A job takes about ten of them; the soft limit is made for select(2), which we left."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main(agent_fd: int, listener_fd: int) -> int:
+    """Entry point: read the settings, set up, probe, serve. ``listener_fd``: -1 for none."""
     agent = socket(AF_UNIX, SOCK_SEQPACKET, 0, agent_fd)
     os.set_inheritable(agent_fd, False)
+    listener = None
+    if listener_fd >= 0:
+        os.set_inheritable(listener_fd, False)
+        listener = socket(AF_UNIX, SOCK_SEQPACKET, 0, listener_fd)
+        listener.listen(_BACKLOG)  # here, so that SO_PEERCRED names this process to callers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the agent decides when we stop
+    # Blocked in init too, which waits for it; a job starts with an empty mask.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     settings = json.loads(agent.recv(MESSAGE_BYTES_MAX))
     slots = int(settings["jobs_max"])
     sys.path.clear()  # the standard library is out of reach once we pivot: no late imports
     try:
         if not kernel.SUPPORTED:
             raise StepError("machine", OSError(errno.ENOSYS, os.uname().machine))
+        _many_descriptors()
+        stop_fd = kernel.signalfd(signal.SIGTERM)
         env = setup.prepare(settings, slots, os.getppid())
     except (StepError, OSError) as error:
         step = error.step if isinstance(error, StepError) else "set-up"
         answer = {"op": "unavailable", "step": step, "errno": error.errno, "detail": str(error)}
         agent.send(json.dumps(answer).encode())
         return 1
-    launcher = Launcher(agent, env, slots)
+    doors = Doors(agent, listener, stop_fd)
+    launcher = Launcher(doors, env, slots, float(settings["orphan_grace_s"]))
     try:
         outcome = launcher.probe_job(settings["probe"])
     except OSError as error:
@@ -329,6 +515,7 @@ def main(agent_fd: int) -> int:
     gc.collect()
     gc.freeze()
     gc.disable()
-    agent.send(json.dumps(_hello(env, outcome)).encode())
+    launcher.hello = json.dumps(_hello(env, outcome)).encode()
+    launcher.greet()
     launcher.run()
     return 0

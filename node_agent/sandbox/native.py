@@ -1,18 +1,16 @@
-"""The native sandbox as the agent uses it: start once, run many jobs, close.
+"""The native sandbox as the agent uses it: start or adopt a launcher, run many jobs, close.
 
-This side is asyncio and holds the pipes; the launcher process holds the privileges and the jobs.
-They share one SOCK_SEQPACKET socketpair. No job is ever run here, and none without its limits.
+This side is asyncio and reads the pipes; the launcher process holds the privileges and the jobs.
+No job is ever run here, and none without its limits. With a home, the launcher outlives an agent
+that dies: the agent's next process adopts it and resumes its jobs (ADR 0006).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import platform
-import socket
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from node_agent.sandbox import seccomp
+from node_agent.sandbox.channel import Channel, LauncherProcess, call, spawn
 from node_agent.sandbox.plan import (
     Enforcement,
     Limit,
@@ -31,20 +30,15 @@ from node_agent.sandbox.plan import (
     plan_problem,
 )
 from node_agent.sandbox.settings import SandboxSettings, problem
-from node_agent.sandbox.streams import InputPump, OutputPump
+from node_agent.sandbox.streams import OutputPump, input_of
 
 Stream = Literal["stdout", "stderr"]
 OnOutput = Callable[[Stream, bytes], None]
 
-# One record of the launcher's protocol (node_agent.launcher.main.MESSAGE_BYTES_MAX).
-MESSAGE_BYTES_MAX = 1 << 18
+# What the launcher's first message must say (node_agent.launcher.main.PROTOCOL).
+PROTOCOL = 1
 # How long the launcher may take to kill and remove everything before it is killed itself.
 CLOSE_TIMEOUT_S = 15.0
-_STDERR_TAIL_BYTES = 4096
-_BOOT = (
-    "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from node_agent.launcher.main import main; sys.exit(main(int(sys.argv[2])))"
-)
 _ENV_DEFAULTS = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": "/work",
@@ -52,7 +46,6 @@ _ENV_DEFAULTS = {
     "LANG": "C.UTF-8",
 }
 RESULT_PATH = "/work/result"
-_CODE_ROOT = str(Path(__file__).resolve().parents[2])
 _CGROUP_ADVICE = (
     " (run as root, or under a systemd unit with Delegate=yes and DelegateSubgroup=agent)"
 )
@@ -72,11 +65,13 @@ class Hello(msgspec.Struct, frozen=True):
     landlock_abi: int
     device_filter: Literal["ebpf", "v1", "none"]
     notes: list[str]
+    protocol: int = 0
 
 
 class _Message(msgspec.Struct, frozen=True):
     op: str
     key: str = ""
+    started: bool = False
     cause: str = ""
     exit_code: int | None = None
     signal: int | None = None
@@ -94,11 +89,19 @@ class _Ended(msgspec.Struct, frozen=True):
 
 
 class _Running:
-    """One job between ``run`` and its outcome."""
+    """One job between ``run`` (or ``resume``) and its outcome."""
 
-    def __init__(self, plan: SandboxPlan, on_started: Callable[[], None] | None) -> None:
-        self.plan, self.on_started = plan, on_started
+    def __init__(self, on_started: Callable[[], None] | None) -> None:
+        self.on_started = on_started
         self.ended: asyncio.Future[_Ended] = asyncio.get_running_loop().create_future()
+
+
+class _Found:
+    """One job of an adopted launcher that nobody has resumed yet."""
+
+    def __init__(self, started: bool, fds: list[int]) -> None:
+        self.started, self.fds = started, fds
+        self.ended: _Ended | None = None
 
 
 def enforcement(hello: Hello) -> Enforcement:
@@ -131,26 +134,28 @@ class NativeSandbox:
     """Runs jobs in namespaces, cgroups and a seccomp filter through one launcher process."""
 
     def __init__(
-        self,
-        settings: SandboxSettings,
-        channel: socket.socket,
-        process: asyncio.subprocess.Process,
+        self, settings: SandboxSettings, channel: Channel, process: LauncherProcess
     ) -> None:
         self.settings = settings
         self._channel, self._process = channel, process
         self._running: dict[str, _Running] = {}
-        self._send_lock = asyncio.Lock()
-        self._hello: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._found: dict[str, _Found] = {}
+        loop = asyncio.get_running_loop()
+        self._hello: asyncio.Future[bytes] = loop.create_future()
+        self._listed: asyncio.Future[None] = loop.create_future()
         self._dead = ""
-        self._stderr = b""
-        self._stderr_task = asyncio.create_task(self._read_stderr())
+        self.died = asyncio.Event()
         self.enforcement: Enforcement
         self.launcher_pid = process.pid
 
     # --- life ---------------------------------------------------------------------------------
     @classmethod
-    async def start(cls, settings: SandboxSettings) -> NativeSandbox:
-        """Spawn the launcher, sweep what a dead one left, probe. Raises SandboxUnavailable."""
+    async def start(cls, settings: SandboxSettings, home: Path | None = None) -> NativeSandbox:
+        """Spawn the launcher, sweep what a dead one left, probe. Raises SandboxUnavailable.
+
+        With ``home``, a directory of ours alone, the launcher keeps its jobs when we die, and
+        ``adopt`` finds it there.
+        """
         wrong = problem(settings)
         if wrong is not None:
             raise SandboxUnavailable(f"sandbox settings: {wrong}")
@@ -159,22 +164,39 @@ class NativeSandbox:
             raise SandboxUnavailable(
                 f"no seccomp filter for machine {machine!r}; supported: {seccomp.MACHINES}"
             )
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            process = await _spawn(settings, theirs)
+            channel, process = await spawn(settings, home)
         except OSError as error:
-            ours.close()
             raise SandboxUnavailable(f"the launcher did not start: {error}") from error
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        sandbox = cls(settings, ours, process)
-        asyncio.get_running_loop().add_reader(ours.fileno(), sandbox._on_readable)
+        sandbox = cls(settings, channel, process)
+        channel.listen(sandbox._on_message_bytes)
         try:
             await sandbox._handshake(machine)
         except BaseException:
             await sandbox._abandon()
             raise
+        return sandbox
+
+    @classmethod
+    async def adopt(cls, settings: SandboxSettings, home: Path) -> NativeSandbox | None:
+        """The launcher that an earlier agent process left in ``home``; None where none answers.
+
+        ``found`` names its jobs: each is to be resumed or discarded. It goes on with the settings
+        it was started with. One that does not answer properly is killed, and its jobs with it.
+        """
+        called = call(home)
+        if called is None:
+            return None
+        sandbox = cls(settings, *called)
+        sandbox._channel.listen(sandbox._on_message_bytes)
+        try:
+            async with asyncio.timeout(settings.start_timeout_s):
+                sandbox._take_hello(await sandbox._hello)
+                await sandbox._listed
+        except (SandboxUnavailable, TimeoutError, msgspec.ValidationError):
+            sandbox._process.kill()
+            await sandbox._abandon()
+            return None
         return sandbox
 
     async def _handshake(self, machine: str) -> None:
@@ -184,7 +206,7 @@ class NativeSandbox:
             "seccomp": seccomp.encode(seccomp.build_filter(machine)).hex(),
             "probe": {**_plan_message(probe), "probe": True},
         }
-        await self._send(init, ())
+        await self._channel.send(init, ())
         try:
             async with asyncio.timeout(self.settings.start_timeout_s):
                 data = await self._hello
@@ -192,10 +214,15 @@ class NativeSandbox:
             raise SandboxUnavailable(
                 f"the launcher did not answer within {self.settings.start_timeout_s} s"
             ) from None
+        self._take_hello(data)
+
+    def _take_hello(self, data: bytes) -> None:
         answer: dict[str, Any] = msgspec.json.decode(data)
         if answer.get("op") != "hello":
             raise SandboxUnavailable(_unavailable_text(answer))
         hello = msgspec.convert(answer, Hello, strict=True)
+        if hello.protocol != PROTOCOL:
+            raise SandboxUnavailable(f"the launcher speaks version {hello.protocol}")
         if hello.probe_cause != "exited" or hello.loose < 0:
             raise SandboxUnavailable(
                 f"the sandbox's self-test failed ({hello.probe_cause}: {hello.probe_detail}); "
@@ -207,27 +234,29 @@ class NativeSandbox:
         """Kill every job, remove everything, wait for the launcher to end."""
         if not self._dead:
             with contextlib.suppress(SandboxUnavailable):  # it may die meanwhile
-                await self._send({"op": "close"}, ())
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
+                await self._channel.send({"op": "close"}, ())
+        await self._process.gone(CLOSE_TIMEOUT_S)
         self._on_dead("the sandbox was closed")
         await self._abandon()
 
     async def _abandon(self) -> None:
         self._on_dead("the sandbox was closed")
         self._channel.close()
-        if self._process.returncode is None:
-            try:
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await self._process.wait()  # it ends by itself at end of file
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
-        await self._stderr_task
+        await self._process.gone(CLOSE_TIMEOUT_S)  # it ends by itself at end of file
+        self._process.close()
+
+    def detach(self) -> None:
+        """Leave: the launcher keeps the jobs for our next process. Every ``run`` is cancelled."""
+        for running in self._running.values():
+            running.ended.cancel()
+        self._on_dead("the agent left its jobs to its next process")
+        self._channel.close()
+        self._process.close()
+
+    @property
+    def busy(self) -> bool:
+        """True while the launcher has a job of ours, or one that was not resumed yet."""
+        return bool(self._running or self._found)
 
     @property
     def alive(self) -> bool:
@@ -241,26 +270,83 @@ class NativeSandbox:
         stdin: bytes,
         on_output: OnOutput | None = None,
         on_started: Callable[[], None] | None = None,
+        *,
+        keep: bool = False,
     ) -> SandboxOutcome:
         """Run one job to its end.
 
         ``on_output`` gets at most the plan's caps; ``on_started`` is called once exec succeeded.
+        ``keep``: the launcher remembers the end until ``forget``, so that it can be stored first.
         Raises PlanRefused, LimitNotEnforced or SandboxUnavailable before anything is launched.
         Cancelling kills the job at once and waits for its end.
         """
         self._refuse(plan)
-        running = _Running(plan, on_started)
+        running = _Running(on_started)
         self._running[plan.key] = running
         try:
             return await self._run(plan, running, stdin, on_output)
         finally:
             self._running.pop(plan.key, None)
+            if not keep:
+                await self.forget(plan.key)
+
+    async def resume(
+        self,
+        plan: SandboxPlan,
+        seen: dict[Stream, int],
+        on_output: OnOutput | None = None,
+        on_started: Callable[[], None] | None = None,
+    ) -> SandboxOutcome:
+        """Go on with a job of ``found`` to its end, which the launcher keeps until ``forget``.
+
+        ``seen``: bytes of each stream that were read before. Raises KeyError where there is none.
+        """
+        found = self._found.pop(plan.key)
+        running = _Running(on_started)
+        if found.ended is not None:
+            running.ended.set_result(found.ended)
+        elif self._dead:
+            running.ended.set_result(_died(self._dead))
+        if found.started and on_started is not None:
+            on_started()
+        self._running[plan.key] = running
+        streams: tuple[Stream, Stream] = ("stdout", "stderr")
+        caps = (plan.stdout_bytes_max, plan.stderr_bytes_max)
+        try:
+            pumps = [
+                OutputPump(fd, cap, _sink(on_output, name), seen.get(name, 0))
+                for fd, cap, name in zip(found.fds, caps, streams, strict=False)
+            ]
+            return await self._to_the_end(plan.key, running, pumps)
+        finally:
+            self._running.pop(plan.key, None)
+
+    @property
+    def found(self) -> frozenset[str]:
+        """Keys of the jobs of an adopted launcher that were neither resumed nor discarded."""
+        return frozenset(self._found)
+
+    async def discard(self, key: str) -> None:
+        """Kill a job of ``found`` at once; nobody wants to know its end."""
+        found = self._found.pop(key)
+        _close(found.fds)
+        if found.ended is None and not self._dead:
+            request = {"op": "kill", "key": key, "why": "nobody knows it", "now": True}
+            await self._channel.send(request, ())
+        else:
+            await self.forget(key)
+
+    async def forget(self, key: str) -> None:
+        """The end of this job was stored; the launcher need not keep it."""
+        if not self._dead:
+            with contextlib.suppress(SandboxUnavailable):  # it died: it keeps nothing
+                await self._channel.send({"op": "forget", "key": key}, ())
 
     def _refuse(self, plan: SandboxPlan) -> None:
         if self._dead:
             raise SandboxUnavailable(self._dead)
         wrong = plan_problem(plan)
-        if wrong is None and plan.key in self._running:
+        if wrong is None and (plan.key in self._running or plan.key in self._found):
             wrong = f"key {plan.key!r} is already running"
         if wrong is None and not set(plan.devices) <= set(self.settings.devices):
             wrong = f"devices {plan.devices} are not all in the settings' devices"
@@ -276,31 +362,43 @@ class NativeSandbox:
     async def _run(
         self, plan: SandboxPlan, running: _Running, stdin: bytes, on_output: OnOutput | None
     ) -> SandboxOutcome:
-        pipes = [os.pipe() for _ in range(3)]
-        (stdin_read, stdin_write), (stdout_read, stdout_write), (stderr_read, stderr_write) = pipes
-        theirs = (stdin_read, stdout_write, stderr_write)
-        out = OutputPump(stdout_read, plan.stdout_bytes_max, _sink(on_output, "stdout"))
-        err = OutputPump(stderr_read, plan.stderr_bytes_max, _sink(on_output, "stderr"))
-        feed = InputPump(stdin_write, stdin)
+        (stdout_read, stdout_write), (stderr_read, stderr_write) = os.pipe(), os.pipe()
+        pumps = [
+            OutputPump(stdout_read, plan.stdout_bytes_max, _sink(on_output, "stdout")),
+            OutputPump(stderr_read, plan.stderr_bytes_max, _sink(on_output, "stderr")),
+        ]
+        theirs: tuple[int, ...] = (stdout_write, stderr_write)
         try:
-            try:
-                await self._send({"op": "run", **_plan_message(plan)}, theirs)
-            finally:
-                _close(theirs)
-            ended = await self._until_ended(running)
-            await asyncio.gather(out.done, err.done)
-        finally:
-            for pump in (out, err, feed):
+            stdin_read, feed = input_of(stdin)
+            theirs = (stdin_read, stdout_write, stderr_write, *feed)
+            fds = (*theirs[:3], stdout_read, stderr_read, *feed)
+            await self._channel.send({"op": "run", **_plan_message(plan)}, fds)
+        except BaseException:
+            for pump in pumps:
                 pump.close()
-        return _outcome(ended, out, err)
+            raise
+        finally:
+            _close(theirs)
+        return await self._to_the_end(plan.key, running, pumps)
 
-    async def _until_ended(self, running: _Running) -> _Ended:
+    async def _to_the_end(
+        self, key: str, running: _Running, pumps: list[OutputPump]
+    ) -> SandboxOutcome:
+        try:
+            ended = await self._until_ended(key, running)
+            await asyncio.gather(*(pump.done for pump in pumps))
+        finally:
+            for pump in pumps:
+                pump.close()
+        return _outcome(ended, pumps)
+
+    async def _until_ended(self, key: str, running: _Running) -> _Ended:
         try:
             return await asyncio.shield(running.ended)
         except asyncio.CancelledError:
             if not self._dead:
-                request = {"op": "kill", "key": running.plan.key, "why": "cancelled", "now": True}
-                await self._send(request, ())
+                request = {"op": "kill", "key": key, "why": "cancelled", "now": True}
+                await self._channel.send(request, ())
             await running.ended
             raise
 
@@ -308,46 +406,11 @@ class NativeSandbox:
         """SIGTERM, the plan's grace, SIGKILL; the run's outcome is ``killed``. False if unknown."""
         if key not in self._running or self._dead:
             return False
-        await self._send({"op": "kill", "key": key, "why": why, "now": False}, ())
+        await self._channel.send({"op": "kill", "key": key, "why": why, "now": False}, ())
         return True
 
-    # --- the launcher -------------------------------------------------------------------------
-    async def _send(self, message: dict[str, Any], fds: tuple[int, ...]) -> None:
-        try:
-            data = msgspec.json.encode(message)
-        except UnicodeEncodeError as error:
-            raise PlanRefused(f"argv and env must be valid UTF-8: {error}") from error
-        if len(data) > MESSAGE_BYTES_MAX:
-            raise PlanRefused(f"the plan takes {len(data)} bytes, at most {MESSAGE_BYTES_MAX}")
-        async with self._send_lock:
-            while True:
-                try:
-                    socket.send_fds(self._channel, [data], list(fds))
-                except BlockingIOError:
-                    await self._writable()
-                except OSError as error:
-                    if error.errno == errno.EMSGSIZE:
-                        raise PlanRefused(f"the plan takes {len(data)} bytes: too many") from error
-                    raise SandboxUnavailable(f"the launcher is gone: {error}") from error
-                else:
-                    return
-
-    async def _writable(self) -> None:
-        loop = asyncio.get_running_loop()
-        ready = loop.create_future()
-        loop.add_writer(self._channel.fileno(), _wake, ready)
-        try:
-            await ready
-        finally:
-            loop.remove_writer(self._channel.fileno())
-
-    def _on_readable(self) -> None:
-        try:
-            data, fds, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES_MAX, 1)
-        except BlockingIOError:
-            return
-        except OSError:
-            data, fds = b"", []
+    # --- what the launcher says ---------------------------------------------------------------
+    def _on_message_bytes(self, data: bytes, fds: list[int]) -> None:
         if not data:
             self._on_dead("the launcher died; start a new sandbox (it sweeps first)")
         elif not self._hello.done():
@@ -356,58 +419,52 @@ class NativeSandbox:
             self._on_message(msgspec.json.decode(data, type=_Message), fds)
 
     def _on_message(self, message: _Message, fds: list[int]) -> None:
-        running = self._running.get(message.key)
-        result = None
-        if fds and running is not None:
-            result = _read_result(fds[0], running.plan.result_bytes_max)
-        _close(fds)
-        if running is None:
+        key = message.key
+        if message.op == "have":
+            self._found[key] = _Found(message.started, fds)
             return
-        if message.op == "started" and running.on_started is not None:
-            running.on_started()
-        if message.op == "ended" and not running.ended.done():
-            running.ended.set_result(_Ended(message, result))
+        if message.op == "had" and not self._listed.done():
+            self._listed.set_result(None)
+        result = _read_result(fds[0]) if fds else None
+        _close(fds)
+        running, found = self._running.get(key), self._found.get(key)
+        if message.op == "started":
+            if running is not None and running.on_started is not None:
+                running.on_started()
+            if found is not None:
+                found.started = True
+        if message.op == "ended":
+            ended = _Ended(message, result)
+            if running is not None and not running.ended.done():
+                running.ended.set_result(ended)
+            elif found is not None:
+                found.ended = ended
+            elif running is None:
+                forgetting = self.forget(key)  # a discarded one
+                asyncio.get_running_loop().create_task(forgetting)
 
     def _on_dead(self, why: str) -> None:
         if self._dead:
             return
         self._dead = why
-        asyncio.get_running_loop().remove_reader(self._channel.fileno())
+        self.died.set()
+        self._channel.deaf()
         if not self._hello.done():
             self._hello.set_result(msgspec.json.encode({"op": "died"}))
+        if not self._listed.done():
+            self._listed.set_result(None)
         for running in self._running.values():
             if not running.ended.done():
-                message = _Message(op="ended", cause="sandbox_failed", detail=why)
-                running.ended.set_result(_Ended(message, None))
-
-    async def _read_stderr(self) -> None:
-        stream = self._process.stderr
-        while stream is not None and (data := await stream.read(_STDERR_TAIL_BYTES)):
-            self._stderr = (self._stderr + data)[-_STDERR_TAIL_BYTES:]
+                running.ended.set_result(_died(why))
 
     @property
     def launcher_stderr(self) -> str:
         """The launcher's last words, for error reports."""
-        return self._stderr.decode("utf-8", "replace")
+        return self._process.stderr_tail()
 
 
-async def _spawn(settings: SandboxSettings, theirs: socket.socket) -> asyncio.subprocess.Process:
-    python = settings.python or getattr(sys, "_base_executable", sys.executable)
-    return await asyncio.create_subprocess_exec(
-        python,
-        *("-I", "-S", "-c", _BOOT, _CODE_ROOT, str(theirs.fileno())),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        pass_fds=(theirs.fileno(),),
-        env={"LC_ALL": "C.UTF-8", "OUTRIDER_INSTANCE": settings.instance},
-        start_new_session=True,
-    )
-
-
-def _wake(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
+def _died(why: str) -> _Ended:
+    return _Ended(_Message(op="ended", cause="sandbox_failed", detail=why), None)
 
 
 def _unavailable_text(answer: dict[str, Any]) -> str:
@@ -438,23 +495,27 @@ def _close(fds: Iterable[int]) -> None:
         os.close(fd)
 
 
-def _read_result(fd: int, bytes_max: int) -> bytes:
-    """The launcher has checked that it is a regular file within the cap and nobody writes it."""
+def _read_result(fd: int) -> bytes:
+    """The launcher has checked that it is a regular file within the cap and nobody writes it.
+
+    Read by position: whoever is told of this end again gets the same open file.
+    """
     parts = []
-    room = bytes_max
-    while room > 0 and (data := os.read(fd, room)):
+    at, size = 0, os.fstat(fd).st_size
+    while at < size and (data := os.pread(fd, size - at, at)):
         parts.append(data)
-        room -= len(data)
+        at += len(data)
     return b"".join(parts)
 
 
-def _outcome(ended: _Ended, out: OutputPump, err: OutputPump) -> SandboxOutcome:
+def _outcome(ended: _Ended, pumps: list[OutputPump]) -> SandboxOutcome:
     fields = msgspec.to_builtins(ended.message)
-    del fields["op"], fields["key"]
+    del fields["op"], fields["key"], fields["started"]
+    out, err = pumps if len(pumps) == len(("stdout", "stderr")) else (None, None)
     fields |= {
-        "stdout_bytes": out.bytes_seen,
-        "stderr_bytes": err.bytes_seen,
-        "output_truncated": out.truncated or err.truncated,
+        "stdout_bytes": out.bytes_seen if out else 0,
+        "stderr_bytes": err.bytes_seen if err else 0,
+        "output_truncated": any(pump.truncated for pump in pumps),
     }
     outcome = msgspec.convert(fields, SandboxOutcome, strict=True)
     return msgspec.structs.replace(outcome, result=ended.result)

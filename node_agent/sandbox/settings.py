@@ -19,8 +19,11 @@ ETC_NAMES = (
     "redhat-release", "services", "ssl/certs", "ssl/openssl.cnf", "pki/tls/certs",
     "pki/ca-trust/extracted", "timezone",
 )  # fmt: skip
-# Each running job has a uid of its own, two pipes and five descriptors in the launcher.
+# Each running job has a uid of its own, two pipes and about ten descriptors in the launcher.
 JOBS_MAX = 512
+# How long jobs run on without any agent. The leader declares the node lost after seconds and tries
+# the jobs elsewhere; this bounds what a node that nobody looks after any more goes on doing.
+ORPHAN_GRACE_S = 600.0
 
 
 class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +32,8 @@ class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
     ``extra_ro_paths`` shows further host paths (e.g. ``interpreter_paths()``); a missing one is an
     error. ``hidden_paths`` covers paths inside visible ones. ``devices`` lists the device nodes
     that plans may ask for. ``instance`` names this agent's cgroups: ``outrider-<instance>.*``.
-    ``cgroup_parent`` replaces the agent's own cgroup in every hierarchy.
+    ``cgroup_parent`` replaces the agent's own cgroup in every hierarchy. ``orphan_grace_s`` is how
+    long a launcher with a named socket keeps jobs without any agent before it kills them.
     """
 
     mode: Literal["auto", "root", "userns"] = "auto"
@@ -44,6 +48,7 @@ class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
     jobs_max: int = JOBS_MAX
     python: str = ""
     start_timeout_s: float = 20.0
+    orphan_grace_s: float = ORPHAN_GRACE_S
 
 
 def interpreter_paths() -> tuple[str, ...]:
@@ -70,6 +75,8 @@ def problem(settings: SandboxSettings) -> str | None:
     name = settings.instance
     if not name or not all(c.isascii() and (c.isalnum() or c in "-_") for c in name):
         return f"instance {name!r} must consist of letters, digits, '-' and '_'"
+    if settings.orphan_grace_s < 0:
+        return "orphan_grace_s must not be negative"
     if settings.jobs_max < 1:
         return "jobs_max must be at least 1"
     return None

@@ -1,4 +1,4 @@
-"""Pumps between the agent and a job's three pipes: never blocking, always bounded.
+"""A job's standard input and output on the agent's side: never blocking, always bounded.
 
 A job that floods its output is truncated and drained, not stopped; a job that never reads its
 standard input, or closes its output early, hangs nobody.
@@ -7,21 +7,28 @@ standard input, or closes its output early, hangs nobody.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 from collections.abc import Callable
 
-# The kernel's default pipe capacity: one wake-up empties a full pipe.
+# The kernel's default pipe capacity (16 pages): one wake-up empties a full pipe.
 CHUNK_BYTES = 65_536
+# What a new pipe holds even for a user who has too many of them (pipe(7), pipe-user-pages-soft).
+_PIPE_BYTES_MIN = 4096
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
 
 class OutputPump:
     """Reads one pipe to its end; hands on at most ``bytes_max`` bytes and discards the rest."""
 
-    def __init__(self, fd: int, bytes_max: int, sink: Callable[[bytes], None] | None) -> None:
-        self._fd, self._room, self._sink = fd, bytes_max, sink
+    def __init__(
+        self, fd: int, bytes_max: int, sink: Callable[[bytes], None] | None, seen: int = 0
+    ) -> None:
+        """``seen``: bytes of this stream that an earlier reader of the pipe has handed on."""
+        self._fd, self._room, self._sink = fd, max(0, bytes_max - seen), sink
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self._loop.create_future()
-        self.bytes_seen = 0
+        self.bytes_seen = seen
         self.truncated = False
         os.set_blocking(fd, False)
         self._loop.add_reader(fd, self._on_readable)
@@ -62,34 +69,25 @@ class OutputPump:
             self.done.set_result(None)
 
 
-class InputPump:
-    """Writes the payload into one pipe as the job takes it."""
+def input_of(payload: bytes) -> tuple[int, tuple[int, ...]]:
+    """A job's standard input: the read end of its pipe, and what the launcher needs to fill it.
 
-    def __init__(self, fd: int, payload: bytes) -> None:
-        self._fd, self._rest = fd, memoryview(payload)
-        self._loop = asyncio.get_running_loop()
-        os.set_blocking(fd, False)
-        self._on_writable()
-        if self._fd >= 0:
-            self._loop.add_writer(self._fd, self._on_writable)
-            self._watching = True
-
-    _watching = False
-
-    def _on_writable(self) -> None:
+    The agent never feeds a running job: one that died half-way would make the job read a truncated
+    payload as if it were whole. A small payload is in the pipe before the job starts; a larger one
+    is handed over in sealed memory with the write end, and the launcher feeds it. The caller
+    closes all of them. Raises OSError.
+    """
+    read, write = os.pipe()
+    if len(payload) <= _PIPE_BYTES_MIN:
         try:
-            while self._rest:
-                self._rest = self._rest[os.write(self._fd, self._rest[:CHUNK_BYTES]) :]
-        except BlockingIOError:
-            return
-        except OSError:
-            self._rest = memoryview(b"")  # EPIPE: the job closed its standard input, as it may
-        self.close()
-
-    def close(self) -> None:
-        """Stop writing and close the pipe, which the job reads as end of file."""
-        if self._fd >= 0:
-            if self._watching:
-                self._loop.remove_writer(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+            os.write(write, payload)
+        finally:
+            os.close(write)
+        return read, ()
+    memory = os.memfd_create("payload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    rest = memoryview(payload)
+    while rest:
+        rest = rest[os.write(memory, rest) :]
+    os.lseek(memory, 0, os.SEEK_SET)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+    return read, (memory, write)
