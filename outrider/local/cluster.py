@@ -75,11 +75,24 @@ def _quiet(_line: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a process is put: `wrapper` is argv that runs it (e.g. `nsenter --net=… `), `address`
+    is where its /metrics and /ready are served, as seen from here."""
+
+    address: str = machine.LOOPBACK
+    wrapper: tuple[str, ...] = ()
+
+
+HERE: Final = Placement()
+
+
+@dataclass(frozen=True, kw_only=True)
 class LocalOptions:
     """What `up` starts. `None` for a node's share: this machine divided evenly.
 
     `tune` changes the cluster file before it is written (tests: shorter timeouts); `env` is added
-    to every coordinator's and agent's environment.
+    to every coordinator's and agent's environment; `placed` puts a process, by its name, somewhere
+    else (the chaos harness: a network namespace each).
     """
 
     name: str = DEFAULT_NAME
@@ -96,6 +109,7 @@ class LocalOptions:
     ready_timeout_s: float = 60.0
     env: Mapping[str, str] = field(default_factory=dict)
     tune: Callable[[ClusterSettings], ClusterSettings] = lambda settings: settings
+    placed: Callable[[str], Placement] = lambda _name: HERE
 
     def check(self) -> None:
         """Raises ConfigError with the first thing wrong."""
@@ -408,11 +422,13 @@ class LocalCluster:
         options: LocalOptions,
         note: str = "",
     ) -> ProcessRecord:
+        placement = options.placed(name)
         return ProcessRecord(
             name=name,
             role=role,
-            arguments=tuple(arguments),
+            arguments=(*placement.wrapper, *arguments, "--metrics-address", placement.address),
             log=str(self._place.logs / f"{name}.log"),
+            metrics_address=placement.address,
             metrics_port=port,
             note=note,
             env=dict(options.env),

@@ -30,9 +30,9 @@ class NotReadyError(OutriderError):
         self.process = process
 
 
-def ask_ready(port: int) -> tuple[bool, str]:
+def ask_ready(port: int, address: str = LOOPBACK) -> tuple[bool, str]:
     """Whether /ready on this port says yes, and otherwise what it waits for."""
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=REQUEST_TIMEOUT_S)
+    connection = http.client.HTTPConnection(address, port, timeout=REQUEST_TIMEOUT_S)
     try:
         connection.request("GET", "/ready")
         answer = connection.getresponse()
@@ -76,14 +76,14 @@ def wait_ready(
         reason = ""
         for record in list(waiting.values()):
             _check_alive(record, exit_code)
-            ready, reason = ask_ready(record.metrics_port)
+            ready, reason = ask_ready(record.metrics_port, record.metrics_address)
             if ready:
                 del waiting[record.name]
         if not waiting:
             return
         if time.monotonic() > deadline:
             late = next(iter(waiting.values()))
-            _, reason = ask_ready(late.metrics_port)
+            _, reason = ask_ready(late.metrics_port, late.metrics_address)
             raise NotReadyError(
                 f"{late.role} {late.name} is not ready in time ({reason or 'no reason given'}); "
                 f"its log is {late.log}",

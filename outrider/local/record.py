@@ -28,6 +28,7 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     arguments: tuple[str, ...]
     log: str
+    metrics_address: str = "127.0.0.1"
     metrics_port: int = 0
     note: str = ""
     env: dict[str, str] = {}

@@ -1,0 +1,192 @@
+"""What must hold of the ledger as the observer judged it: terms, attempts, room, replay.
+
+`attempts` and `room` are deliberately naive: they know nothing of `PoolState` and check what it
+must have kept. `replay` is `PoolState` itself, as every reader and `outrider audit` use it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from chaos.checkers.verdict import Verdict, judged
+from chaos.history import EntryRead, Hashed, History, ObserverBroke, of
+from dataplane.core.state import PoolState
+from idl.errors import InvariantBrokenError
+from idl.ledger import (
+    Assigned,
+    Capacity,
+    Decision,
+    Ingested,
+    LedgerEntry,
+    NodeSeen,
+    Released,
+    Started,
+    TermStarted,
+)
+
+CHECK_EVERY_ENTRIES: Final = 500
+"""check_invariants walks everything alive."""
+
+
+def _valid(history: History) -> Iterator[EntryRead]:
+    return (read for read in of(EntryRead, history) if read.valid)
+
+
+def _decisions(history: History) -> Iterator[tuple[EntryRead, Decision]]:
+    for read in _valid(history):
+        for decision in read.entry.decisions:
+            yield read, decision
+
+
+def terms(history: History) -> Verdict:
+    """Of the entries that count: terms only grow, and each has one leader (one process)."""
+    problems: list[str] = []
+    owner: dict[int, tuple[str, int]] = {}
+    newest = 0
+    for read in _valid(history):
+        entry = read.entry
+        if entry.term < newest:
+            problems.append(f"offset {read.offset}: term {entry.term} after term {newest}")
+        newest = max(newest, entry.term)
+        who = (entry.leader, entry.incarnation)
+        first = owner.setdefault(entry.term, who)
+        if first != who:
+            problems.append(f"offset {read.offset}: term {entry.term} of {first[0]} is also led "
+                            f"by {who[0]} ({who[1]})")  # fmt: skip
+        if isinstance(entry.decisions[0], TermStarted) and entry.seq != 1:
+            problems.append(f"offset {read.offset}: term {entry.term} starts with seq {entry.seq}")
+    void = Counter(read.reason for read in of(EntryRead, history) if not read.valid)
+    led = Counter(leader for leader, _ in owner.values())
+    return judged("terms", problems, {
+        "terms": len(owner), **{f"led by {name}": n for name, n in sorted(led.items())},
+        "void entries": void.total(), **{f"void: {why}": n for why, n in void.items()},
+    })  # fmt: skip
+
+
+def attempts(history: History) -> Verdict:
+    """Never two valid attempts of a job at once; each number once, in turn; only the current one
+    starts and ends."""
+    problems: list[str] = []
+    current: dict[str, int] = {}
+    last: dict[str, int] = {}
+    started = 0
+    for read, decision in _decisions(history):
+        where = f"offset {read.offset}"
+        match decision:
+            case Assigned(job=job, attempt=attempt):
+                if job in current:
+                    problems.append(f"{where}: {job} gets attempt {attempt} while "
+                                    f"{current[job]} is valid")  # fmt: skip
+                if attempt != last.get(job, 0) + 1:
+                    problems.append(f"{where}: {job} gets attempt {attempt} after {last.get(job)}")
+                current[job] = last[job] = attempt
+            case Started(job=job, attempt=attempt):
+                started += 1
+                if current.get(job) != attempt:
+                    problems.append(f"{where}: {job} attempt {attempt} starts and is not valid")
+            case Released(job=job, attempt=attempt):
+                if current.pop(job, None) != attempt:
+                    problems.append(f"{where}: {job} attempt {attempt} ends and was not valid")
+            case _:
+                pass
+    outcomes: Counter[str] = Counter(
+        decision.outcome for _, decision in _decisions(history) if isinstance(decision, Released)
+    )
+    return judged("attempts", problems, {"assigned": sum(last.values()), "started": started,
+                                         **outcomes})  # fmt: skip
+
+
+def room(history: History) -> Verdict:
+    """No node is over-committed: what its valid attempts reserve is within what it offers, by CPU,
+    memory and GPU. Summed anew at every assignment."""
+    problems: list[str] = []
+    asked: dict[str, tuple[int, int]] = {}
+    offers: dict[str, Capacity] = {}
+    held: dict[str, dict[str, tuple[int, int, tuple[int, ...]]]] = {}
+    fullest = 0.0
+    for read, decision in _decisions(history):
+        match decision:
+            case Ingested(job=spec):
+                asked[spec.id] = (spec.resources.cpu_millis, spec.resources.memory_bytes)
+            case NodeSeen(node=node, capacity=capacity):
+                offers[node] = capacity
+            case Released(job=job):
+                for attempts_there in held.values():
+                    attempts_there.pop(job, None)
+            case Assigned(job=job, node=node, gpus=gpus):
+                there = held.setdefault(node, {})
+                there[job] = (*asked.get(job, (0, 0)), gpus)
+                problem, share = _over(node, offers.get(node), there)
+                fullest = max(fullest, share)
+                if problem:
+                    problems.append(f"offset {read.offset}: {problem} (with {job})")
+            case _:
+                pass
+    return judged("room", problems, {"nodes": len(offers), "fullest": f"{fullest:.0%}"})
+
+
+def _over(
+    node: str, offer: Capacity | None, there: dict[str, tuple[int, int, tuple[int, ...]]]
+) -> tuple[str, float]:
+    if offer is None:
+        return f"{node} gets an attempt and was never seen", 0.0
+    cpu = sum(one[0] for one in there.values())
+    memory = sum(one[1] for one in there.values())
+    gpus = [gpu for one in there.values() for gpu in one[2]]
+    share = max(cpu / max(1, offer.cpu_millis), memory / max(1, offer.memory_bytes))
+    if cpu > offer.cpu_millis:
+        return f"{node} offers {offer.cpu_millis}m CPU and holds {cpu}m", share
+    if memory > offer.memory_bytes:
+        return f"{node} offers {offer.memory_bytes} bytes and holds {memory}", share
+    if len(gpus) != len(set(gpus)) or not set(gpus) <= set(offer.gpus):
+        return f"{node} offers GPUs {offer.gpus} and holds {sorted(gpus)}", share
+    return "", share
+
+
+def replay(history: History) -> Verdict:
+    """Folding the ledger again breaks no invariant, gives the verdicts that the observer gave, and
+    the state hashes that others found at the same offsets."""
+    problems = [f"observer: {event.error}" for event in of(ObserverBroke, history)]
+    hashes: dict[int, list[Hashed]] = {}
+    for event in of(Hashed, history):
+        hashes.setdefault(event.next_offset, []).append(event)
+    state, count = PoolState(), 0
+    try:
+        for read in of(EntryRead, history):
+            problems += _applied(state, read.offset, read.entry, read.valid)
+            problems += _compared(state, hashes.pop(state.next_offset, []))
+            count += 1
+            if count % CHECK_EVERY_ENTRIES == 0:
+                state.check_invariants()
+        state.check_invariants()
+    except (InvariantBrokenError, ValueError) as error:
+        problems.append(f"after {count} entries: {error}")
+        hashes.clear()
+    for late in hashes.values():
+        problems += [f"{h.by} read up to {h.next_offset}, which the history lacks" for h in late]
+    if problems:
+        return judged("replay", problems)
+    if not of(Hashed, history):
+        return Verdict(checker="replay", outcome="unknown", problems=("nothing to compare with",))
+    return judged("replay", (), {"entries": count, "hashes compared": len(of(Hashed, history)),
+                                 "state": state.state_hash()})  # fmt: skip
+
+
+def _applied(state: PoolState, offset: int, entry: LedgerEntry, valid: bool) -> list[str]:
+    verdict = state.apply(offset, entry)
+    if verdict.valid == valid:
+        return []
+    words = {True: "valid", False: "void"}
+    return [f"offset {offset}: {words[valid]} to the observer, {words[verdict.valid]} when "
+            f"replayed {verdict.reason}"]  # fmt: skip
+
+
+def _compared(state: PoolState, found: list[Hashed]) -> list[str]:
+    if not found:
+        return []
+    ours = state.state_hash()
+    return [
+        f"state before offset {one.next_offset}: {one.by} has {one.state_hash}, replay {ours}"
+        for one in found
+        if one.state_hash != ours
+    ]

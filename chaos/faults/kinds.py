@@ -1,0 +1,186 @@
+"""The kinds of faults: what each does to its targets, and how it is healed.
+
+`heal` is carried out even after `begin` failed half-way, and may be repeated.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from chaos.faults import clock
+from chaos.faults.network import BROKER, INTERFACE, Network, both_ways, tc
+from chaos.faults.world import DISK_BYTES, FILLER, World
+from chaos.scenario import FaultSpec, percent, signed_ms
+from idl.errors import ConfigError, PlatformFaultError
+from idl.units import parse_ms
+from outrider.local.process import identity_of, send_signal, wait_gone
+
+BROKER_GONE_S: Final = 5.0
+JUMP: Final = "30s"
+DELAY: Final = "50ms"
+
+
+class Fault(Protocol):
+    """One fault on its targets."""
+
+    def begin(self) -> str:
+        """Does it; returns details for people. Raises OutriderError where it cannot be done."""
+
+    def heal(self) -> None:
+        """Undoes it."""
+
+
+class _Base:
+    def __init__(self, world: World, spec: FaultSpec, targets: tuple[str, ...]) -> None:
+        self.world = world
+        self.spec = spec
+        self.targets = targets
+
+    @property
+    def net(self) -> Network:
+        if self.world.network is None:
+            raise ConfigError(f"{self.spec.fault} needs network: namespaces")
+        return self.world.network
+
+
+class Killed(_Base):
+    """SIGKILL; healed by a restart with the same arguments."""
+
+    number = signal.SIGKILL
+
+    def begin(self) -> str:
+        for name in self.targets:
+            self.world.signal(name, self.number)
+        return self.number.name
+
+    def heal(self) -> None:
+        for name in self.targets:
+            self.world.restart(name)
+
+
+class Stopped(Killed):
+    """SIGTERM, as a redeployment does; healed by a restart."""
+
+    number = signal.SIGTERM
+
+
+class Paused(_Base):
+    """SIGSTOP: alive to the kernel, deaf to everybody; healed by SIGCONT."""
+
+    def begin(self) -> str:
+        for name in self.targets:
+            self.world.signal(name, signal.SIGSTOP)
+        return "SIGSTOP"
+
+    def heal(self) -> None:
+        for name in self.targets:
+            with contextlib.suppress(ConfigError):  # it is gone: nothing to wake
+                self.world.signal(name, signal.SIGCONT)
+
+
+class Partitioned(_Base):
+    """The targets are cut off from others, one way or both."""
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        world, far = self.world, self.spec.cut_off_from
+        others = {
+            "all": (*world.coordinators, *world.agents, BROKER),
+            "coordinators": world.coordinators,
+            "agents": world.agents,
+            "broker": (BROKER,),
+        }[far]
+        outside = [name for name in others if name not in self.targets]
+        return both_ways(self.targets, outside, self.spec.direction)
+
+    def begin(self) -> str:
+        for source, target in self._pairs():
+            self.net.cut(source, target)
+        return f"from {self.spec.cut_off_from}, {self.spec.direction}"
+
+    def heal(self) -> None:
+        for source, target in self._pairs():
+            self.net.join(source, target)
+
+
+class Netem(_Base):
+    """Delay, loss, duplication of what the targets send (tc-netem(8))."""
+
+    def _arguments(self) -> tuple[str, ...]:
+        amount = self.spec.amount
+        if self.spec.fault == "delay":
+            delay = parse_ms(amount or DELAY)
+            return ("delay", f"{delay}ms", f"{delay // 4}ms")
+        word = "loss" if self.spec.fault == "loss" else "duplicate"
+        return (word, f"{percent(amount):g}%")
+
+    def begin(self) -> str:
+        for name in self.targets:
+            tc(self.net.namespace(name), "replace", INTERFACE, "netem", *self._arguments())
+        return " ".join(self._arguments())
+
+    def heal(self) -> None:
+        for name in self.targets:
+            with contextlib.suppress(PlatformFaultError):  # there was none
+                tc(self.net.namespace(name), "del", INTERFACE)
+
+
+class BrokerKilled(_Base):
+    """SIGKILL of every broker node; healed by a restart on its data."""
+
+    def begin(self) -> str:
+        broker = self.world.broker()
+        if not broker.durable:
+            raise ConfigError("the embedded broker would lose every record")
+        for identity in filter(None, map(identity_of, broker.pids)):
+            send_signal(identity, signal.SIGKILL)
+            wait_gone(identity, BROKER_GONE_S)
+        return "SIGKILL"
+
+    def heal(self) -> None:
+        broker = self.world.broker()
+        for index in range(broker.nodes):
+            broker.start_node(index)
+
+
+class ClockJumped(_Base):
+    """The wall clock of the targets is suddenly off; healed by jumping back."""
+
+    def begin(self) -> str:
+        amount = self.spec.amount or JUMP
+        for name in self.targets:
+            clock.write_offset(self.world.clock_file(name), signed_ms(amount))
+        return f"by {amount}"
+
+    def heal(self) -> None:
+        for name in self.targets:
+            clock.write_offset(self.world.clock_file(name), 0)
+
+
+class DiskFull(_Base):
+    """The disk of the state directory has no byte left; healed by removing the filler."""
+
+    def begin(self) -> str:
+        disk = self.world.disk
+        if disk is None:
+            raise ConfigError("there is no small disk to fill")
+        descriptor = os.open(disk / FILLER, os.O_WRONLY | os.O_CREAT)
+        try:
+            with contextlib.suppress(OSError):  # ENOSPC is what we want
+                while os.write(descriptor, bytes(DISK_BYTES // 8)):
+                    pass
+        finally:
+            os.close(descriptor)
+        return f"{os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize} bytes free"
+
+    def heal(self) -> None:
+        if self.world.disk is not None:
+            (self.world.disk / FILLER).unlink(missing_ok=True)
+
+
+KINDS: Final[dict[str, Callable[[World, FaultSpec, tuple[str, ...]], Fault]]] = {
+    "kill": Killed, "stop": Stopped, "pause": Paused, "partition": Partitioned,
+    "delay": Netem, "loss": Netem, "duplication": Netem, "broker_kill": BrokerKilled,
+    "clock_jump": ClockJumped, "disk_full": DiskFull,
+}  # fmt: skip
