@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from idl.settings import KafkaSettings
+from tests.integration.conftest import create_topics, fresh_settings
 from tests.integration.fake_leader import FakeLeader
 
 pytestmark = pytest.mark.kafka
@@ -31,10 +32,13 @@ def test_a_plain_producer_submits(embedded_settings: KafkaSettings, job: tuple[P
     assert ingested(embedded_settings) == [made.stdout.strip()]
 
 
-def test_kcat_submits(embedded_settings: KafkaSettings) -> None:
+@pytest.mark.apache
+def test_kcat_submits(request: pytest.FixtureRequest) -> None:
+    """On Apache Kafka: kcat 1.7 cannot read Tansu's ApiVersions answer (read underflow)."""
     if shutil.which("kcat") is None:
         pytest.skip("kcat is not installed (Debian: apt-get install kcat)")
-    topic = f"{embedded_settings.prefix}queue.default"
-    words = [str(EXAMPLES / "submit_kcat.sh"), embedded_settings.bootstrap, topic]
+    kafka = create_topics(fresh_settings(request.getfixturevalue("apache_broker")))
+    topic = f"{kafka.prefix}queue.default"
+    words = [str(EXAMPLES / "submit_kcat.sh"), kafka.bootstrap, topic]
     made = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert ingested(embedded_settings) == [made.stdout.strip()]
+    assert ingested(kafka) == [made.stdout.strip()]
