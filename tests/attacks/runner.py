@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from node_agent.sandbox.native import NativeSandbox
-from node_agent.sandbox.plan import MIB, Limit, SandboxPlan
+from node_agent.sandbox.plan import MIB, Limit, LimitNotEnforced, SandboxPlan
 from node_agent.sandbox.settings import SandboxSettings, interpreter, interpreter_paths
 from tests.attacks.table import ATTACKS, PRELUDE, Attack, Seen
 
@@ -71,11 +71,18 @@ def plan_of(attack: Attack, require: frozenset[Limit]) -> SandboxPlan:
     return SandboxPlan(key=attack.id, argv=program, require=require, **(fields | attack.plan))
 
 
+async def refused(sandbox: NativeSandbox, attack: Attack) -> dict[str, Any]:
+    """Where a limit cannot be enforced, a plan that requires it must not run at all."""
+    try:
+        await sandbox.run(plan_of(attack, attack.needs), b"")
+    except LimitNotEnforced as error:
+        return {"held": True, "saw": str(error)}
+    return {"held": False, "saw": "a plan ran without a limit that it requires"}
+
+
 async def attempt(sandbox: NativeSandbox, attack: Attack) -> dict[str, Any]:
-    missing = attack.needs - sandbox.enforcement.enforced
-    if missing:
-        reasons = {limit.value: sandbox.enforcement.missing[limit] for limit in missing}
-        return {"skipped": f"not enforced in this mode: {reasons}"}
+    if attack.needs - sandbox.enforcement.enforced:
+        return await refused(sandbox, attack)
     chunks: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
     stdin = str(os.getpid()).encode() if attack.stdin == b"HOST_PID" else attack.stdin
     outcome = await sandbox.run(
