@@ -102,7 +102,7 @@ class Breaker:
         leader = world.leader()
         targets = choose(spec, planned.dice, world.coordinators, world.agents, leader, busy)
         if not targets:
-            self._skip(spec.fault, f"every {spec.target} was under another fault")
+            self._skip(spec.fault, f"whom it was to hit ({spec.target}) was under another fault")
             return
         fault = KINDS[spec.fault](world, spec, targets)
         at_ms = self._recorder.now_ms()

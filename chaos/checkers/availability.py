@@ -1,11 +1,12 @@
 """For how long nobody decided anything. Reported, never judged: a fault has its price."""
 
 import itertools
+from bisect import bisect_left
 from statistics import median
 from typing import NamedTuple
 
 from chaos.checkers.verdict import Verdict
-from chaos.history import EntryRead, FaultBegan, FaultHealed, History, of
+from chaos.history import EntryRead, FaultBegan, FaultHealed, History, Invoked, of
 
 AFTER_HEALING_MS = 5_000.0
 """A fault answers for the silence that begins before this long after its healing."""
@@ -34,8 +35,10 @@ def decisions_at(history: History) -> list[float]:
 def gaps(history: History) -> list[Gap]:
     """The longest silence of each fault. A silence between two decisions belongs to one fault: to
     the first that hit the leader in it, else the first that began in it, else the newest before
-    it that was not healed for AFTER_HEALING_MS. It counts from the fault on, not before."""
+    it that was not healed for AFTER_HEALING_MS. It counts from the fault on, and only from the
+    first submission in it: where nothing is asked there is nothing to decide."""
     heard = decisions_at(history)
+    asked = [event.at_ms for event in of(Invoked, history)]
     healed = {event.fault: event.at_ms for event in of(FaultHealed, history)}
     began = of(FaultBegan, history)
     longest = {
@@ -54,6 +57,8 @@ def gaps(history: History) -> list[Gap]:
         if guilty is None:
             continue
         since = max(start, guilty.at_ms)
+        first = bisect_left(asked, since)
+        since = asked[first] if first < len(asked) else end
         if end - since > longest[guilty.fault].length_ms:
             longest[guilty.fault] = Gap(guilty.fault, guilty.kind, guilty.hit_leader, since, end)
     return list(longest.values())
