@@ -1,7 +1,8 @@
 """The node agent process: the one driver of the agent's core. Intents in, attempts run.
 
 Nothing is decided here: `node_agent.core` does; this file reads clocks and DDS, runs attempts
-through `node_agent.runner`, and says what happened.
+through `node_agent.runner`, and says what happened. What must outlive the process is in its state
+directory: a journal, and the launcher that runs the jobs (ADR 0006).
 """
 
 import argparse
@@ -9,10 +10,12 @@ import asyncio
 import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from dataplane.crew import Crew
 from dataplane.kafka import check_reachable
@@ -33,11 +36,12 @@ from idl.errors import ConfigError, OutriderError, PlatformFaultError
 from idl.ids import Incarnation, is_valid_name
 from idl.records import AttemptResult
 from idl.settings import ClusterSettings, load_cluster
-from idl.units import parse_bytes, parse_cpu_millis
+from idl.units import parse_bytes, parse_cpu_millis, parse_ms
 from node_agent.core.attempts import (
     AgentCore,
     Effect,
     Event,
+    ForgetAttempt,
     HeartbeatDue,
     IntentReceived,
     KillAttempt,
@@ -45,12 +49,23 @@ from node_agent.core.attempts import (
     RunAttempt,
     SendStatus,
 )
+from node_agent.core.journal import Accepted, Forgotten, Origin, Record, TermSeen
+from node_agent.core.recovery import (
+    AdoptAttempt,
+    DeliverAgain,
+    Recovery,
+    RecoveryEffect,
+    recover,
+    sandbox_key,
+)
+from node_agent.journal import Journal
+from node_agent.keeper import LauncherKeeper
 from node_agent.metrics import Metrics
 from node_agent.report import Offer, build_report, gpu_devices
-from node_agent.runner import AttemptRunner
-from node_agent.sandbox.native import NativeSandbox
+from node_agent.runner import AttemptRunner, RunnerPorts
 from node_agent.sandbox.plan import SandboxUnavailable
-from node_agent.sandbox.settings import SandboxSettings, interpreter_paths
+from node_agent.sandbox.settings import ORPHAN_GRACE_S, SandboxSettings, interpreter_paths
+from node_agent.state import StateDir, boot_id, state_path
 from node_agent.topology.node import NodeTopology, read_topology
 
 STOP_GRACE_S: Final = 5.0
@@ -59,44 +74,61 @@ STOP_GRACE_S: Final = 5.0
 log = logging.getLogger("agent")
 
 
+class Kept(NamedTuple):
+    """What outlives one process of the agent, opened. `adopted`: the launcher was there before."""
+
+    state: StateDir
+    journal: Journal
+    keeper: LauncherKeeper
+    adopted: bool
+
+    async def close(self) -> None:
+        """The launcher ends, unless jobs were left to it."""
+        await self.keeper.close()
+        self.journal.close()
+        self.state.close()
+
+
 class Agent:
-    """One node. Construct with a running sandbox, then `run`."""
+    """One node. Construct with its state and a running launcher, then `run`."""
 
     def __init__(
         self,
         settings: ClusterSettings,
         name: str,
         offer: Offer,
-        sandbox: NativeSandbox,
         topology: NodeTopology,
         readiness: Readiness,
+        kept: Kept,
     ) -> None:
         self._settings = settings
-        self._sandbox = sandbox
+        self._kept = kept
+        self._keeper, self._journal = kept.keeper, kept.journal
         self._gpus = gpu_devices(topology)
         self._readiness = readiness
-        self._incarnation = Incarnation(new_incarnation())
+        incarnation = kept.journal.incarnation
         self._report = build_report(
             settings.pool,
             name,
-            self._incarnation,
+            incarnation,
             offer,
-            sandbox.enforcement,
+            self._keeper.current.enforcement,
             topology,
         )
         self._core = AgentCore(
             settings.pool,
             name,
-            self._incarnation,
+            incarnation,
             self._report.capacity,
             frozenset(self._report.enforces),
         )
         self._metrics = Metrics(name, settings.pool)
         self._flush_due = False
+        self._closers: list[Callable[[], Awaitable[None]]] = []
         self._link = ControlLink(
             settings,
             name,
-            self._incarnation,
+            Incarnation(new_incarnation()),  # of this process: what guards against replays
             own_port=0,
             reads=(topics.INTENT,),
             writes=(topics.ATTEMPT_STATUS, topics.NODE_REPORT),
@@ -105,36 +137,73 @@ class Agent:
             only_key=name,
         )
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Runs until `stopping`. Raises OutriderError where the process cannot go on."""
-        loop = asyncio.get_running_loop()
+    async def run(self, stopping: asyncio.Event, leave_jobs: Callable[[], bool]) -> None:
+        """Runs until `stopping`; then jobs are killed, or left to the next process of this agent.
+
+        Raises OutriderError where the process cannot go on; jobs are left then, too.
+        """
         self._crew = Crew()
         self._attempts = Crew()
+        leaving = True
+        try:
+            await self._begin()
+            self._crew.spawn(self._attempts.until(stopping))
+            await self._crew.until(stopping)
+            leaving = leave_jobs()
+            if not leaving:
+                await self._stop_attempts()
+        finally:
+            await self._close(leaving)
+
+    async def _begin(self) -> None:
         kafka = self._settings.kafka
-        await loop.run_in_executor(None, check_reachable, kafka)
-        self._producer = RecordProducer(kafka, name="agent")
-        self._fetcher = PayloadFetcher(kafka)
-        self._runner = AttemptRunner(
-            kafka,
-            self._report.node,
-            self._sandbox,
-            self._gpus,
-            self._producer,
-            self._fetcher,
-            self._tell,
-            self._attempt_ended,
+        recovery = recover(self._journal.state, self._keeper.current.found, self._kept.adopted)
+        if not recovery.effects:  # else jobs of ours run, and Kafka may be away for long
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, check_reachable, kafka)
+        producer = RecordProducer(kafka, name="agent")
+        fetcher = PayloadFetcher(kafka)
+        self._closers += [fetcher.aclose, producer.aclose]
+        ports = RunnerPorts(
+            keeper=self._keeper,
+            gpus=self._gpus,
+            producer=producer,
+            fetcher=fetcher,
+            output=self._kept.state.output,
+            record=self._record,
+            entry=lambda job, attempt: self._journal.state.entries[job, attempt],
+            tell=self._tell,
+            ended=self._attempt_ended,
         )
+        self._runner = AttemptRunner(kafka, self._report.node, ports)
+        await self._recover(recovery)
         self._link.start()
+        self._crew.spawn(self._keeper.watch(self._metrics.launcher_restarted))
         self._crew.spawn(self._repeat(self._settings.nodes.heartbeat_ms, self._heartbeat))
         self._crew.spawn(self._repeat(self._settings.nodes.report_ms, self._send_report))
         self._readiness.have("intents")
         log.info("ready", extra={"enforces": self._report.enforces, "gpus": self._report.gpu_note})
-        try:
-            self._crew.spawn(self._attempts.until(stopping))
-            await self._crew.until(stopping)
-            await self._stop_attempts()
-        finally:
-            await self._close()
+
+    async def _recover(self, recovery: Recovery) -> None:
+        """Goes on where the agent's last process was; nothing is heard from the leader before."""
+        self._core.restore(recovery.restored, self._journal.state.term)
+        adopted = sum(isinstance(effect, AdoptAttempt) for effect in recovery.effects)
+        self._metrics.adopted(adopted)
+        self._metrics.journal(self._journal.size_bytes)
+        for key in recovery.unknown:
+            await self._keeper.current.discard(key)
+        for effect in recovery.effects:
+            self._start(effect)
+        log.info(
+            "journal read",
+            extra={
+                "same_incarnation": self._journal.same_incarnation,
+                "same_launcher": self._kept.adopted,
+                "attempts": len(recovery.restored),
+                "adopted": adopted,
+                "killed_as_unknown": len(recovery.unknown),
+            },
+        )
 
     async def _stop_attempts(self) -> None:
         live = self._core.live
@@ -143,14 +212,16 @@ class Agent:
             await self._runner.kill(assign.job, assign.attempt, "agent is stopping")
         late = await self._attempts.finish(STOP_GRACE_S)
         if late:
-            log.error("results not delivered before the stop", extra={"count": late})
+            log.warning("results wait for the agent's next start", extra={"count": late})
 
-    async def _close(self) -> None:
+    async def _close(self, leaving: bool) -> None:
+        if leaving:  # before anything is cancelled: a run that is cancelled is killed
+            await self._keeper.leave()
         self._attempts.cancel()
         self._crew.cancel()
         self._link.close()
-        await self._fetcher.aclose()
-        await self._producer.aclose()
+        for close in self._closers:
+            await close()
 
     # --- facts in, orders out -----------------------------------------------------------------
 
@@ -161,7 +232,10 @@ class Agent:
 
     def _tell(self, event: Event) -> None:
         try:
-            for effect in self._core.step(event):
+            effects = self._core.step(event)
+            if self._core.term > self._journal.state.term:
+                self._record(TermSeen(term=self._core.term))
+            for effect in effects:
                 self._perform(effect)
         except OutriderError as error:
             self._crew.fail(error)
@@ -178,14 +252,36 @@ class Agent:
 
     def _perform(self, effect: Effect) -> None:
         match effect:
-            case RunAttempt(assign=assign, term=term):
-                self._attempts.spawn(self._runner.run(assign, term))
-            case RefuseAttempt(assign=assign, term=term, detail=detail):
-                self._attempts.spawn(self._runner.refuse(assign, term, detail))
+            case RunAttempt(assign=assign, term=term) | RefuseAttempt(assign=assign, term=term):
+                self._record(Accepted(assign=assign, term=term, at_ms=now_ms()))
+                self._start(effect)
             case KillAttempt(job=job, attempt=attempt, why=why):
                 self._attempts.spawn(self._runner.kill(job, attempt, why))
+            case ForgetAttempt(job=job, attempt=attempt):
+                self._record(Forgotten(job=job, attempt=attempt))
             case SendStatus(status=status):
                 self._link.send(topics.ATTEMPT_STATUS, status, status.term)
+
+    def _start(self, effect: RecoveryEffect) -> None:
+        """What the journal knows already."""
+        match effect:
+            case RunAttempt(assign=assign):
+                self._attempts.spawn(self._runner.run(assign))
+            case RefuseAttempt(assign=assign, detail=detail):
+                self._attempts.spawn(self._runner.refuse(assign, detail))
+            case AdoptAttempt(assign=assign):
+                self._attempts.spawn(self._runner.adopt(assign, self._keeper.current))
+            case DeliverAgain(assign=assign):
+                self._attempts.spawn(self._runner.deliver_again(assign))
+
+    def _record(self, record: Record) -> None:
+        """Into the journal; an agent that cannot write it ends, and leaves its jobs running."""
+        try:
+            self._journal.append(record)
+        except OutriderError as error:
+            self._crew.fail(error)
+            raise
+        self._metrics.journal(self._journal.size_bytes)
 
     def _heartbeat(self) -> None:
         self._tell(HeartbeatDue())
@@ -212,11 +308,55 @@ class Agent:
 
 
 def sandbox_settings(
-    settings: ClusterSettings, node: str, devices: tuple[str, ...]
+    settings: ClusterSettings, node: str, devices: tuple[str, ...], orphan_grace_s: float
 ) -> SandboxSettings:
     """This agent's sandboxes: jobs may also run the interpreter that runs the agent."""
     name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{settings.cluster}-{node}")
-    return SandboxSettings(instance=name, extra_ro_paths=interpreter_paths(), devices=devices)
+    return SandboxSettings(
+        instance=name,
+        extra_ro_paths=interpreter_paths(),
+        devices=devices,
+        orphan_grace_s=orphan_grace_s,
+    )
+
+
+class Leaving:
+    """Whether jobs are left running at the stop: SIGHUP says so, or the operator always does."""
+
+    def __init__(self, stopping: asyncio.Event, *, always: bool) -> None:
+        self._stopping, self._asked = stopping, always
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    def _hang_up(self) -> None:
+        self._asked = True
+        self._stopping.set()
+
+    def asked(self) -> bool:
+        """True where the next process of this agent is to go on with them."""
+        return self._asked
+
+
+async def open_kept(
+    settings: ClusterSettings, options: argparse.Namespace, devices: tuple[str, ...]
+) -> Kept:
+    """State directory, journal, launcher. Raises ConfigError, PlatformFaultError."""
+    node = options.name
+    grace_s = parse_ms(options.orphan_grace) / 1000
+    state = StateDir(state_path(options.config, settings.state_dir, options.state_dir, node))
+    try:
+        scope = f"{settings.cluster}/{settings.kafka.prefix}{settings.pool}"
+        origin = Origin(scope, node, boot_id(), time.time_ns())
+        journal = Journal(state.journal, origin)
+        state.tidy({sandbox_key(*k) for k, e in journal.state.entries.items() if not e.delivered})
+        sandboxes = sandbox_settings(settings, node, devices, grace_s)
+        keeper, adopted = await LauncherKeeper.open(sandboxes, state.path)
+    except SandboxUnavailable as error:
+        state.close()
+        raise PlatformFaultError(str(error)) from error
+    except BaseException:
+        state.close()
+        raise
+    return Kept(state, journal, keeper, adopted)
 
 
 def _labels(pairs: list[str]) -> dict[str, str]:
@@ -233,6 +373,22 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--cpu", default="", help="CPUs to offer (default: all), e.g. 2 or 500m")
     parser.add_argument("--memory", default="", help="memory to offer (default: most), e.g. 4Gi")
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--state-dir",
+        default="",
+        help="where nodes keep their state, each in a directory of its name "
+        "(default: state_dir of the cluster file, else `state` beside it)",
+    )
+    parser.add_argument(
+        "--keep-jobs-on-stop",
+        action="store_true",
+        help="SIGTERM leaves running jobs to the next start, as SIGHUP always does",
+    )
+    parser.add_argument(
+        "--orphan-grace",
+        default=f"{ORPHAN_GRACE_S:g}s",
+        help="how long jobs run on without any agent, then they are killed (default: 600s)",
+    )
     parser.add_argument("--metrics-address", default="127.0.0.1")
     parser.add_argument("--metrics-port", type=int, default=0, help="0: no /metrics, no /ready")
     parser.add_argument("--log-level", default="INFO")
@@ -257,18 +413,16 @@ def main(argv: list[str] | None = None) -> int:
         stop_metrics = None
         if options.metrics_port:
             stop_metrics = serve_metrics(options.metrics_address, options.metrics_port, readiness)
+        topology = read_topology()
+        leaving = Leaving(stopping, always=options.keep_jobs_on_stop)
+        kept = await open_kept(settings, options, gpu_devices(topology).paths)
         try:
-            topology = read_topology()
-            devices = gpu_devices(topology).paths
-            sandbox = await NativeSandbox.start(sandbox_settings(settings, options.name, devices))
-        except SandboxUnavailable as error:
-            raise PlatformFaultError(str(error)) from error
-        try:
-            for limit, why in sandbox.enforcement.missing.items():
+            for limit, why in kept.keeper.current.enforcement.missing.items():
                 log.warning("limit not enforced", extra={"limit": limit, "reason": why})
-            await Agent(settings, options.name, offer, sandbox, topology, readiness).run(stopping)
+            agent = Agent(settings, options.name, offer, topology, readiness, kept)
+            await agent.run(stopping, leaving.asked)
         finally:
-            await sandbox.close()
+            await kept.close()
             if stop_metrics is not None:
                 stop_metrics()
 

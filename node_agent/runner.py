@@ -1,13 +1,16 @@
 """One attempt, from its payload to its result in Kafka: fetch, run, stream output, deliver.
 
 Every way to end is a result record: the job's fault, the platform's fault, or our order to stop.
-A result is delivered however long Kafka is away (DESIGN, idea 7).
+A result is delivered however long Kafka is away (DESIGN, idea 7). Each step is in the journal
+before it is taken, so that the agent's next process can go on from there (ADR 0006).
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
-from typing import Final, Literal
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -25,9 +28,13 @@ from idl.records import AttemptResult
 from idl.settings import KafkaSettings
 from node_agent.core.attempts import AttemptEnded, AttemptRunning, Event, ResultDelivered
 from node_agent.core.gpus import GpuDevices
+from node_agent.core.journal import Delivered, Ended, Entry, Launching, Record, Started
+from node_agent.core.recovery import sandbox_key
 from node_agent.core.results import plan_of, result_of
+from node_agent.keeper import LauncherKeeper
 from node_agent.sandbox.native import NativeSandbox
-from node_agent.sandbox.plan import SandboxError, SandboxOutcome
+from node_agent.sandbox.plan import SandboxError, SandboxOutcome, SandboxUnavailable
+from node_agent.spool import Piece, Spool, Stream
 
 DELIVERY_RETRY_S: Final = 1.0
 """Between tries to deliver a result to a Kafka that is away; there is no last try."""
@@ -36,21 +43,53 @@ log = logging.getLogger(__name__)
 
 
 class _Output:
-    """What a job writes: to the log topic as it comes, and its tails for the result."""
+    """What a job writes: to its spool and the log topic as it comes, its tails for the result."""
 
-    def __init__(self, attempt_log: AttemptLog) -> None:
+    def __init__(self, attempt_log: AttemptLog, spool: Spool) -> None:
         self._log = attempt_log
-        self._chunks: asyncio.Queue[tuple[Literal["stdout", "stderr"], bytes, int] | None] = (
-            asyncio.Queue()
-        )
+        self._spool = spool
+        self._spooling = True
+        self._chunks: asyncio.Queue[Piece | None] = asyncio.Queue()
         self._pump: asyncio.Task[None] | None = None
-        self.tails: dict[str, bytes] = {"stdout": b"", "stderr": b""}
+        self.seen: dict[Stream, int] = {"stdout": 0, "stderr": 0}
+        self.tails: dict[Stream, bytes] = {"stdout": b"", "stderr": b""}
         self.lost = ""
 
-    def take(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
-        """Called by the sandbox; its caps bound the queue."""
-        self.tails[stream] = (self.tails[stream] + data)[-OUTPUT_TAIL_BYTES:]
-        self._chunks.put_nowait((stream, data, now_ms()))
+    def recover(self) -> None:
+        """Starts with what an earlier process read: Kafka gets it again, under the same numbers."""
+        try:
+            pieces = self._spool.recover()
+        except OSError as error:
+            pieces = []
+            log.warning("output of before the restart is lost", extra={"reason": str(error)})
+        for piece in pieces:
+            self._hand_on(piece)
+
+    def take(self, stream: Stream, data: bytes) -> None:
+        """Called by the sandbox; its caps bound queue and spool."""
+        piece = Piece(stream, data, now_ms())
+        if self._spooling:
+            try:
+                self._spool.append(piece)
+            except OSError as error:
+                self._spooling = False
+                log.warning("output would not survive a restart", extra={"reason": str(error)})
+        self._hand_on(piece)
+
+    def remove(self) -> None:
+        """The result is in Kafka, and the output with it."""
+        self._spool.remove()
+
+    def leave(self) -> None:
+        """Stops; the agent's next process goes on."""
+        self._spool.close()
+        if self._pump is not None:
+            self._pump.cancel()
+
+    def _hand_on(self, piece: Piece) -> None:
+        self.seen[piece.stream] += len(piece.data)
+        self.tails[piece.stream] = (self.tails[piece.stream] + piece.data)[-OUTPUT_TAIL_BYTES:]
+        self._chunks.put_nowait(piece)
         if self._pump is None:
             self._pump = asyncio.get_running_loop().create_task(self._write())
 
@@ -71,103 +110,176 @@ class _Output:
                 self.lost = f"output lost: {error}"
 
 
+class RunnerPorts(NamedTuple):
+    """What a runner needs of its agent. `record` writes to the journal before it returns."""
+
+    keeper: LauncherKeeper
+    gpus: GpuDevices
+    producer: RecordProducer
+    fetcher: PayloadFetcher
+    output: Path
+    record: Callable[[Record], None]
+    entry: Callable[[str, int], Entry]
+    tell: Callable[[Event], None]
+    ended: Callable[[AttemptResult], None]
+
+
 class AttemptRunner:
     """Runs attempts concurrently; `tell` hands their facts to the core."""
 
-    def __init__(
-        self,
-        settings: KafkaSettings,
-        node: str,
-        sandbox: NativeSandbox,
-        gpus: GpuDevices,
-        producer: RecordProducer,
-        fetcher: PayloadFetcher,
-        tell: Callable[[Event], None],
-        ended: Callable[[AttemptResult], None],
-    ) -> None:
+    def __init__(self, settings: KafkaSettings, node: str, ports: RunnerPorts) -> None:
         self._settings = settings
         self._node = node
-        self._sandbox = sandbox
-        self._gpus = gpus
-        self._producer = producer
-        self._fetcher = fetcher
-        self._tell = tell
-        self._ended = ended
+        self._ports = ports
         self._killed: dict[tuple[str, int], str] = {}
 
     async def kill(self, job: str, attempt: int, why: str) -> None:
         """Ends the attempt now, or before it starts."""
         self._killed[job, attempt] = why
-        await self._sandbox.kill(f"{job}.{attempt}", why)
+        with contextlib.suppress(SandboxUnavailable):  # the launcher died, and the job with it
+            await self._ports.keeper.current.kill(sandbox_key(job, attempt), why)
 
-    async def run(self, assign: AssignIntent, term: int) -> None:
+    async def run(self, assign: AssignIntent) -> None:
         """The whole attempt; returns once its result is in Kafka."""
-        assigned_ms = now_ms()
-        output = _Output(
-            AttemptLog(self._producer, self._settings, JobId(assign.job), Attempt(assign.attempt))
+        output = self._output(assign)
+        try:
+            outcome, sandbox = await self._execute(assign, output)
+            await self._finish(assign, outcome, output, sandbox)
+        finally:
+            output.leave()
+
+    async def adopt(self, assign: AssignIntent, sandbox: NativeSandbox) -> None:
+        """The rest of an attempt that an earlier process launched."""
+        output = self._output(assign)
+        output.recover()
+        plan = plan_of(assign, self._node, self._ports.gpus)
+        try:
+            outcome = await sandbox.resume(
+                plan, dict(output.seen), output.take, lambda: self._started(assign)
+            )
+            await self._finish(assign, outcome, output, sandbox)
+        finally:
+            output.leave()
+
+    async def refuse(self, assign: AssignIntent, detail: str) -> None:
+        """A result for an attempt that must not run here, or is gone."""
+        output = self._output(assign)
+        output.recover()
+        try:
+            outcome = SandboxOutcome(cause="sandbox_failed", detail=detail)
+            await self._finish(assign, outcome, output, None)
+        finally:
+            output.leave()
+
+    async def deliver_again(self, assign: AssignIntent) -> None:
+        """The result of an attempt that ended before the restart; Kafka may have it already."""
+        output = self._output(assign)
+        output.recover()
+        try:
+            await self._report(assign, output)
+        finally:
+            output.leave()
+
+    # --- steps --------------------------------------------------------------------------------
+
+    def _output(self, assign: AssignIntent) -> _Output:
+        attempt_log = AttemptLog(
+            self._ports.producer, self._settings, JobId(assign.job), Attempt(assign.attempt)
         )
-        started_ms = 0
+        path = self._ports.output / sandbox_key(assign.job, assign.attempt)
+        return _Output(attempt_log, Spool(path))
 
-        def started() -> None:
-            nonlocal started_ms
-            started_ms = now_ms()
-            self._tell(AttemptRunning(assign.job, assign.attempt))
+    def _started(self, assign: AssignIntent) -> None:
+        if self._ports.entry(assign.job, assign.attempt).started_ms:
+            return  # an earlier process saw it start
+        self._ports.record(Started(job=assign.job, attempt=assign.attempt, at_ms=now_ms()))
+        self._ports.tell(AttemptRunning(assign.job, assign.attempt))
 
-        outcome = await self._execute(assign, output, started)
-        place = await output.close()
+    async def _execute(
+        self, assign: AssignIntent, output: _Output
+    ) -> tuple[SandboxOutcome, NativeSandbox | None]:
+        key = (assign.job, assign.attempt)
+        try:
+            payload = b""
+            if assign.payload is not None:
+                payload = await self._ports.fetcher.fetch(assign.payload)
+            sandbox = await self._ports.keeper.sandbox()
+            if key in self._killed:
+                return SandboxOutcome(cause="killed"), None
+            plan = plan_of(assign, self._node, self._ports.gpus)
+            self._ports.record(Launching(job=assign.job, attempt=assign.attempt))
+            outcome = await sandbox.run(
+                plan, payload, output.take, lambda: self._started(assign), keep=True
+            )
+        except JobFaultError as error:
+            return SandboxOutcome(cause="exited", exit_code=None, detail=str(error)), None
+        except (PlatformFaultError, SandboxError) as error:
+            return SandboxOutcome(cause="sandbox_failed", detail=str(error)), None
+        return outcome, sandbox
+
+    async def _finish(
+        self,
+        assign: AssignIntent,
+        outcome: SandboxOutcome,
+        output: _Output,
+        sandbox: NativeSandbox | None,
+    ) -> None:
+        """Its end is stored here, then the launcher may forget it, then it is reported."""
         killed = self._killed.pop((assign.job, assign.attempt), "")
         detail = killed if outcome.cause == "killed" else ""
-        result = replace(
-            result_of(assign, self._node, term, outcome, detail),
-            assigned_ms=assigned_ms,
-            started_ms=started_ms,
-            ended_ms=now_ms(),
-            stdout_tail=output.tails["stdout"],
-            stderr_tail=output.tails["stderr"],
-            log=place,
+        self._ports.record(
+            Ended(
+                job=assign.job,
+                attempt=assign.attempt,
+                at_ms=now_ms(),
+                outcome=outcome,
+                detail=detail,
+            )
         )
+        if sandbox is not None:
+            await sandbox.forget(sandbox_key(assign.job, assign.attempt))
+        self._ports.tell(AttemptEnded(assign.job, assign.attempt))
+        await self._report(assign, output)
+
+    async def _report(self, assign: AssignIntent, output: _Output) -> None:
+        entry = self._ports.entry(assign.job, assign.attempt)
+        place = await output.close()
+        result = _result(assign, self._node, entry, output, place)
         if output.lost:
-            result = replace(result, output_truncated=True)
             log.warning("output lost", extra={"job": assign.job, "reason": output.lost})
-        self._tell(AttemptEnded(assign.job, assign.attempt))
-        await self.deliver(result)
+        await self._deliver(result)
+        output.remove()
 
-    async def refuse(self, assign: AssignIntent, term: int, detail: str) -> None:
-        """A result for an attempt that must not run here."""
-        self._tell(AttemptEnded(assign.job, assign.attempt))
-        outcome = SandboxOutcome(cause="sandbox_failed", detail=detail)
-        result = result_of(assign, self._node, term, outcome)
-        await self.deliver(replace(result, assigned_ms=now_ms(), ended_ms=now_ms()))
-
-    async def deliver(self, result: AttemptResult) -> None:
+    async def _deliver(self, result: AttemptResult) -> None:
         """Writes the result, however long it takes."""
-        self._ended(result)
+        self._ports.ended(result)
         while True:
             try:
-                await write_result(self._producer, self._settings, result)
+                await write_result(self._ports.producer, self._settings, result)
             except JobFaultError as error:
                 result = replace(result, outcome="failed", detail=str(error), result=None)
             except PlatformFaultError as error:
                 log.warning("result not delivered yet", extra={"reason": str(error)})
                 await asyncio.sleep(DELIVERY_RETRY_S)
             else:
-                self._tell(ResultDelivered(result.job, result.attempt))
+                self._ports.record(Delivered(job=result.job, attempt=result.attempt))
+                self._ports.tell(ResultDelivered(result.job, result.attempt))
                 return
 
-    async def _execute(
-        self, assign: AssignIntent, output: _Output, started: Callable[[], None]
-    ) -> SandboxOutcome:
-        key = (assign.job, assign.attempt)
-        try:
-            payload = b""
-            if assign.payload is not None:
-                payload = await self._fetcher.fetch(assign.payload)
-            if key in self._killed:
-                return SandboxOutcome(cause="killed")
-            return await self._sandbox.run(
-                plan_of(assign, self._node, self._gpus), payload, output.take, started
-            )
-        except JobFaultError as error:
-            return SandboxOutcome(cause="exited", exit_code=None, detail=str(error))
-        except (PlatformFaultError, SandboxError) as error:
-            return SandboxOutcome(cause="sandbox_failed", detail=str(error))
+
+def _result(
+    assign: AssignIntent, node: str, entry: Entry, output: _Output, place: SourceRef | None
+) -> AttemptResult:
+    ended = entry.ended
+    assert ended is not None, "reported before its end was recorded"
+    result = result_of(assign, node, entry.term, ended.outcome, ended.detail)
+    return replace(
+        result,
+        assigned_ms=entry.accepted_ms,
+        started_ms=entry.started_ms,
+        ended_ms=ended.at_ms,
+        stdout_tail=output.tails["stdout"],
+        stderr_tail=output.tails["stderr"],
+        log=place,
+        output_truncated=result.output_truncated or bool(output.lost),
+    )

@@ -5,6 +5,7 @@ of this node, is refused; an attempt runs at most once; what ended is remembered
 says `forget`, so a re-sent assign never runs anything twice.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -109,17 +110,30 @@ class RefuseAttempt(msgspec.Struct, frozen=True, tag=True):
     detail: str
 
 
+class ForgetAttempt(msgspec.Struct, frozen=True, tag=True):
+    """Nothing of it need be kept."""
+
+    job: str
+    attempt: int
+
+
 class SendStatus(msgspec.Struct, frozen=True, tag=True):
     """Tell the leader."""
 
     status: AttemptStatus
 
 
-Effect = RunAttempt | KillAttempt | RefuseAttempt | SendStatus
+Effect = RunAttempt | KillAttempt | RefuseAttempt | ForgetAttempt | SendStatus
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """An attempt that an earlier process of this agent knew. `assign` is None once it ended."""
+
+    assign: AssignIntent | None
+    phase: Phase
 
 
 class _Attempt(msgspec.Struct):
-    assign: AssignIntent
     phase: Phase
 
 
@@ -145,6 +159,14 @@ class AgentCore:
         self._live: dict[Key, AssignIntent] = {}
         self._changed: dict[Key, AttemptPhase] = {}
 
+    def restore(self, attempts: Mapping[Key, Restored], term: int) -> None:
+        """Starts where an earlier process of this node's incarnation was; before any `step`."""
+        self.term = term
+        for key, restored in attempts.items():
+            self._attempts[key] = _Attempt(restored.phase)
+            if restored.phase in HOLDING and restored.assign is not None:
+                self._live[key] = restored.assign
+
     def step(self, event: Event) -> tuple[Effect, ...]:
         """Takes one fact, returns what to do. Raises InvariantBrokenError on an impossible one."""
         match event:
@@ -156,7 +178,7 @@ class AgentCore:
                 self._move((job, attempt), Phase.REPORTING)
             case ResultDelivered(job=job, attempt=attempt):
                 self._move((job, attempt), Phase.ENDED)
-                self._forget_surplus()
+                return self._forget_surplus()
             case HeartbeatDue():
                 self._changed.clear()
                 return (SendStatus(self._status(full=True, views=self._views())),)
@@ -224,6 +246,7 @@ class AgentCore:
                 if known is not None and known.phase is Phase.ENDED:
                     del self._attempts[job, attempt]
                     self._changed.pop((job, attempt), None)
+                    return ForgetAttempt(job, attempt)
         return None
 
     def _assign(self, assign: AssignIntent) -> Effect | None:
@@ -232,7 +255,7 @@ class AgentCore:
             self._note(key)
             return None
         why_not = self._cannot_hold(assign)
-        self._attempts[key] = _Attempt(assign, Phase.ACCEPTED)
+        self._attempts[key] = _Attempt(Phase.ACCEPTED)
         self._note(key)
         if why_not:
             return RefuseAttempt(assign, self.term, "platform", why_not)
@@ -283,13 +306,14 @@ class AgentCore:
             attempts=views,
         )
 
-    def _forget_surplus(self) -> None:
+    def _forget_surplus(self) -> tuple[Effect, ...]:
         if len(self._attempts) <= ENDED_REMEMBERED_MAX:
-            return
-        for key, attempt in list(self._attempts.items()):
+            return ()
+        for key, attempt in self._attempts.items():
             if attempt.phase is Phase.ENDED:
                 del self._attempts[key]
-                return
+                return (ForgetAttempt(*key),)
+        return ()
 
 
 def required_limits(assign: AssignIntent) -> tuple[str, ...]:

@@ -143,7 +143,7 @@ class NativeSandbox:
         loop = asyncio.get_running_loop()
         self._hello: asyncio.Future[bytes] = loop.create_future()
         self._listed: asyncio.Future[None] = loop.create_future()
-        self._dead = ""
+        self._dead, self._left = "", False
         self.died = asyncio.Event()
         self.enforcement: Enforcement
         self.launcher_pid = process.pid
@@ -231,7 +231,10 @@ class NativeSandbox:
         self.enforcement = enforcement(hello)
 
     async def close(self) -> None:
-        """Kill every job, remove everything, wait for the launcher to end."""
+        """Kill every job, remove everything, wait for the launcher to end. Idempotent; nothing
+        after `detach`."""
+        if self._left:
+            return
         if not self._dead:
             with contextlib.suppress(SandboxUnavailable):  # it may die meanwhile
                 await self._channel.send({"op": "close"}, ())
@@ -244,6 +247,7 @@ class NativeSandbox:
         self._channel.close()
         await self._process.gone(CLOSE_TIMEOUT_S)  # it ends by itself at end of file
         self._process.close()
+        self._left = True
 
     def detach(self) -> None:
         """Leave: the launcher keeps the jobs for our next process. Every ``run`` is cancelled."""
@@ -252,6 +256,9 @@ class NativeSandbox:
         self._on_dead("the agent left its jobs to its next process")
         self._channel.close()
         self._process.close()
+        for found in self._found.values():
+            _close(found.fds)
+        self._left = True
 
     @property
     def busy(self) -> bool:
@@ -332,7 +339,8 @@ class NativeSandbox:
         _close(found.fds)
         if found.ended is None and not self._dead:
             request = {"op": "kill", "key": key, "why": "nobody knows it", "now": True}
-            await self._channel.send(request, ())
+            with contextlib.suppress(SandboxUnavailable):  # it died, and the job with it
+                await self._channel.send(request, ())
         else:
             await self.forget(key)
 
