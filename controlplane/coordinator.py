@@ -17,12 +17,13 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from controlplane.core import events as ev
-from controlplane.core.coordinator import Coordinator
+from controlplane.core.coordinator import Coordinator, Role
 from controlplane.core.election import Election, ElectionTiming, Member, Standing
 from controlplane.hints import Hints
 from controlplane.intake import Intake, IntakeEvent, Partitions
 from controlplane.metrics import Metrics
 from controlplane.priority import Timing, choose_timing, raise_priority
+from controlplane.snapshots import SnapshotKeeper
 from dataplane.crew import Crew
 from dataplane.dead_letter import fetch_original, write_dead_letter
 from dataplane.kafka import check_reachable
@@ -37,6 +38,7 @@ from dataplane.process import (
     serve_metrics,
 )
 from dataplane.producer import RecordProducer
+from dataplane.snapshots import recover
 from dataplane.tail import watermarks
 from idl.control import (
     AttemptStatus,
@@ -74,14 +76,18 @@ class CoordinatorProcess:
         timing: Timing,
         readiness: Readiness,
         key_file: str = "",
+        config: Path | None = None,
     ) -> None:
+        """`config`: the cluster file, for the processes that write snapshots; None: none are."""
         self._settings = settings
         self._own = settings.coordinator(name)
         self._readiness = readiness
+        self._config = config
         self._epoch_offset_ms = now_ms() - monotonic_ms()
         incarnation = Incarnation(new_incarnation())
+        self._role = scheduler_role(settings.pool)
         self._election = Election(
-            scheduler_role(settings.pool),
+            self._role,
             name,
             incarnation,
             tuple(Member(name=p.name, preference=p.preference) for p in settings.coordinators),
@@ -134,13 +140,14 @@ class CoordinatorProcess:
         kafka = self._settings.kafka
         await loop.run_in_executor(None, check_reachable, kafka)
         partitions = await loop.run_in_executor(None, partitions_of, self._settings)
+        await self._recover()
         self._producer = RecordProducer(kafka, name="coordinator")
         self._writer = LedgerWriter(kafka, self._settings.pool)
         self._intake = Intake(kafka, partitions, self._take_in, self._crew.fail)
         self._reader = LedgerReader(
             kafka,
             self._settings.pool,
-            0,
+            self._applied,
             self._read_ledger,
             loop=loop,
             on_error=self._crew.fail,
@@ -152,12 +159,38 @@ class CoordinatorProcess:
         hints = Hints(self._own, self._settings.coordinators, self._peer_gone)
         self._crew.spawn(hints.run())
         self._crew.spawn(self._measure_backlog())
+        if self._config is not None:
+            self._crew.spawn(self._keeper(self._config).run())
         self._pump()
         try:
             await self._crew.until(stopping)
             await self._hand_over()
         finally:
             await self._close()
+
+    async def _recover(self) -> None:
+        """Goes on from the newest good snapshot; before DDS, for nobody waits for us yet."""
+        begun = monotonic_ms()
+
+        def say(line: str) -> None:
+            log.warning("recovery", extra={"reason": line})
+
+        kafka, pool = self._settings.kafka, self._settings.pool
+        state, head, _ = await asyncio.to_thread(recover, kafka, pool, say=say)
+        if head is not None:
+            self._core.adopt(state)
+            took = {"offset": head.next_offset, "took_ms": monotonic_ms() - begun}
+            log.info("recovered from a snapshot", extra=took)
+        self._applied = state.next_offset
+
+    def _keeper(self, config: Path) -> SnapshotKeeper:
+        return SnapshotKeeper(
+            self._settings,
+            config,
+            lambda: self._core.role is Role.LEADING,
+            lambda: self._applied,
+            lambda written: self._metrics.snapshot(written.next_offset, written.took_ms),
+        )
 
     async def _hand_over(self) -> None:
         log.info("stopping")
@@ -186,6 +219,8 @@ class CoordinatorProcess:
                     self._work.append(("election", ev.BallotReplyReceived(reply=body)))
                 case Beacon():
                     self._work.append(("election", ev.BeaconReceived(beacon=body)))
+                    if body.role == self._role:
+                        self._work.append(("core", ev.StateClaimed(beacon=body)))
                 case NodeReport():
                     self._work.append(("core", ev.NodeReported(report=body)))
                 case AttemptStatus():
@@ -205,14 +240,17 @@ class CoordinatorProcess:
 
     def _note_progress(self) -> None:
         caught_up = self._applied >= self._goal
-        if caught_up and not self._readiness.ready:
+        if caught_up and "ledger" in self._readiness.needed:
             self._readiness.have("ledger")
             log.info("caught up with the ledger", extra={"offset": self._applied})
         self._work.append(
             (
                 "election",
                 ev.LedgerAdvanced(
-                    term=self._core.state.term, next_offset=self._applied, caught_up=caught_up
+                    term=self._core.state.term,
+                    next_offset=self._applied,
+                    caught_up=caught_up,
+                    digest=self._core.state.digest.hex(),
                 ),
             )
         )
@@ -310,6 +348,11 @@ class CoordinatorProcess:
                 self._work.append(("election", ev.KafkaShown(stalled=stalled)))
             case ev.Leading(term=term):
                 log.info("leading", extra={"term": term})
+            case ev.ShowDivergence(reason=reason):
+                log.error("state differs from the leader's", extra={"reason": reason})
+                self._readiness.need(f"a restart: {reason}")
+                self._metrics.diverged()
+                self._work.append(("election", ev.Barred(reason=reason)))
             case ev.Resign(reason=reason):
                 log.warning("resigning", extra={"reason": reason})
                 self._work.append(("election", ev.StepDown(reason=reason)))
@@ -408,7 +451,7 @@ def main(argv: list[str] | None = None) -> int:
             stop_metrics = serve_metrics(options.metrics_address, options.metrics_port, readiness)
         try:
             process = CoordinatorProcess(
-                settings, options.name, timing, readiness, options.key_file
+                settings, options.name, timing, readiness, options.key_file, options.config
             )
             await process.run(stopping)
         finally:

@@ -26,6 +26,16 @@ class Metrics:
             "outrider_control_messages_refused", "Refused control messages.", [*names, "reason"]
         )
         self._depth = Gauge("outrider_queue_jobs", "Jobs by queue and state.", ["queue", "state"])
+        self._diverged = Gauge(
+            "outrider_state_diverged", "1 where this state differs from a leader's.", names
+        ).labels(**labels)
+        self._snapshot_offset = Gauge(
+            "outrider_snapshot_ledger_offset", "Of the last snapshot this process had written.",
+            names,
+        ).labels(**labels)  # fmt: skip
+        self._snapshot_seconds = Gauge(
+            "outrider_snapshot_seconds", "How long writing it took.", names
+        ).labels(**labels)
         self._labels = labels
         self._counted: dict[str, int] = {}
 
@@ -40,6 +50,15 @@ class Metrics:
             if grown:
                 self._refused.labels(**self._labels, reason=reason).inc(grown)
                 self._counted[reason] = count
+
+    def diverged(self) -> None:
+        """This state and a leader's differ."""
+        self._diverged.set(1)
+
+    def snapshot(self, next_offset: int, took_ms: int) -> None:
+        """A snapshot was written up to this ledger offset."""
+        self._snapshot_offset.set(next_offset)
+        self._snapshot_seconds.set(took_ms / 1000)
 
     def queue(self, state: QueueState) -> None:
         """One queue as the leader published it."""

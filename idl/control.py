@@ -42,7 +42,11 @@ class BallotReply(_Body, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Beacon(_Body, frozen=True, kw_only=True, omit_defaults=True):
-    """Leader → all: who leads, until when, how far its ledger is. `kafka`: can it append?"""
+    """Leader → all: who leads, until when, how far its ledger is. `kafka`: can it append?
+
+    `state_digest`: hex, of its state at `ledger_offset` (`PoolState.digest`); "" before the first
+    entry. `reason`, `successor`: with `stepping_down`, why, and who shall stand first ("": anyone).
+    """
 
     role: str
     term: int
@@ -52,6 +56,10 @@ class Beacon(_Body, frozen=True, kw_only=True, omit_defaults=True):
     ledger_offset: int
     kafka: Literal["ok", "stalled"] = "ok"
     stepping_down: bool = False
+    state_digest: str = ""
+    kafka_stalled_since_ms: int = 0
+    reason: str = ""
+    successor: str = ""
 
 
 class AssignIntent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="assign",

@@ -50,6 +50,29 @@ class LedgerCorruptError(PlatformFaultError):
         self.offset = offset
 
 
+class LedgerTruncatedError(PlatformFaultError):
+    """The ledger's first records are gone and no snapshot stands in for them."""
+
+    def __init__(self, topic: str, low: int, refused: tuple[str, ...] = ()) -> None:
+        why = f" ({'; '.join(refused)})" if refused else ""
+        super().__init__(
+            f"{topic} starts at offset {low}: its older records were deleted, and no snapshot "
+            f"says what they did{why}; restore the topic or the snapshots"
+        )
+        self.low = low
+        self.refused = refused
+
+
+class SnapshotRefusedError(PlatformFaultError):
+    """A snapshot that is corrupt, unknown, or of another ledger. Nothing is lost: see recovery."""
+
+    def __init__(self, next_offset: int, why: str) -> None:
+        at = f" at ledger offset {next_offset}" if next_offset >= 0 else ""
+        super().__init__(f"snapshot{at} is refused: {why}; an older one or the ledger is used")
+        self.next_offset = next_offset
+        self.why = why
+
+
 class InvariantBrokenError(OutriderError):
     """Our bug: a transition or a state that must not exist. Carries the story that led there."""
 

@@ -81,6 +81,20 @@ class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True):
     depth_max: int = 0
 
 
+class SnapshotSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """When the leader writes a snapshot of the ledger's state, and how long the ledger is kept.
+
+    `every_entries`: recovery reads at most about twice this many (10,000 take about a second).
+    `every_ms`: the same in time, for pools with little to do (only after 500 entries; 0: never).
+    `keep_entries`: ledger entries kept before the older of two snapshots; 0 keeps the whole ledger
+    (`outrider audit` and `events` need it from the start). Apache Kafka only.
+    """
+
+    every_entries: int = 5_000
+    every_ms: int = 600_000
+    keep_entries: int = 0
+
+
 class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A cluster: one pool in this version."""
 
@@ -91,6 +105,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     coordinators: tuple[CoordinatorPeer, ...] = ()
     election: ElectionSettings = ElectionSettings()
     nodes: NodeTiming = NodeTiming()
+    snapshots: SnapshotSettings = SnapshotSettings()
     queues: dict[QueueName, QueuePolicy] = msgspec.field(
         default_factory=lambda: {QueueName("default"): QueuePolicy()}
     )

@@ -6,26 +6,36 @@ import msgspec
 
 from idl.ids import PoolName, QueueName
 from idl.limits import KAFKA_RECORD_BYTES_MAX
+from idl.units import MIB
 
 RETENTION_FOREVER_MS: Final = -1
 RETENTION_LOGS_MS: Final = 7 * 86_400_000
 """Output is for people and for a while; results and the ledger are kept."""
 
+SNAPSHOT_SEGMENT_BYTES: Final = 64 * MIB
+"""Small, so that old snapshots are compacted away soon (the newest segment never is)."""
+
 
 class TopicSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How a topic is created. `partitions` 0: as many as the cluster settings say for queues."""
+    """How a topic is created. `partitions` 0: as many as the cluster settings say for queues.
+
+    `segment_bytes` 0: the broker's default; compaction works on full segments only.
+    """
 
     name: str
     partitions: int = 1
     cleanup: Literal["delete", "compact"] = "delete"
     retention_ms: int = RETENTION_FOREVER_MS
+    segment_bytes: int = 0
 
     def config(self) -> dict[str, str]:
         """Topic configuration as Kafka spells it (cleanup.policy, retention.ms, …)."""
+        segment = {"segment.bytes": str(self.segment_bytes)} if self.segment_bytes else {}
         return {
             "cleanup.policy": self.cleanup,
             "retention.ms": str(self.retention_ms),
             "max.message.bytes": str(KAFKA_RECORD_BYTES_MAX),
+            **segment,
         }
 
 
@@ -74,7 +84,7 @@ class TopicNames(msgspec.Struct, frozen=True):
 
     @property
     def snapshots(self) -> str:
-        """State at a ledger offset; key = pool, compacted."""
+        """State at a ledger offset; compacted; keys: `idl.snapshots`."""
         return f"{self.prefix}snapshots"
 
     def table(
@@ -89,5 +99,7 @@ class TopicNames(msgspec.Struct, frozen=True):
             TopicSettings(name=self.logs, partitions=partitions, retention_ms=RETENTION_LOGS_MS),
             TopicSettings(name=self.commands),
             TopicSettings(name=self.dead_letter),
-            TopicSettings(name=self.snapshots, cleanup="compact"),
+            TopicSettings(
+                name=self.snapshots, cleanup="compact", segment_bytes=SNAPSHOT_SEGMENT_BYTES
+            ),
         )

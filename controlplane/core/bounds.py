@@ -62,3 +62,8 @@ NODE_CHECKS_MAX: Final = 20_000
 """Nodes looked at in one scheduling cycle: keeps it near 10 ms; the rest is for the next cycle."""
 NODES_MAX: Final = 10_000
 """Nodes a coordinator listens to (facts: beyond a few thousand, cells)."""
+DIGESTS_KEPT: Final = 4_096
+"""Ledger offsets whose digest is remembered: more than ten seconds of a busy leader, so that its
+beacon finds its own place in a standby that is ahead of it."""
+CLAIMS_MAX: Final = 64
+"""Beacons ahead of this process that wait to be compared; it catches up or was never compared."""

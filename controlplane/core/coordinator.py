@@ -26,6 +26,7 @@ from controlplane.core.bounds import (
     WAITING_GRACE_MS,
 )
 from controlplane.core.cycle import Cycle, Inputs
+from controlplane.core.divergence import DigestWatch
 from controlplane.core.events import (
     Append,
     AppendFailed,
@@ -46,7 +47,9 @@ from controlplane.core.events import (
     RoleLost,
     RoleWon,
     SendIntent,
+    ShowDivergence,
     ShowKafka,
+    StateClaimed,
     StatusReported,
     SubmissionsRead,
     Tick,
@@ -59,6 +62,7 @@ from controlplane.core.watch import Watch
 from dataplane.core.state import PoolState, QueueCounters, dead_letter_key
 from dataplane.core.validity import Verdict
 from idl.control import QueueState
+from idl.errors import InvariantBrokenError
 from idl.ids import CoordinatorId, Incarnation, PoolName
 from idl.ledger import (
     Assigned,
@@ -114,6 +118,9 @@ class Coordinator:
         self.term = 0
         """The term that this process started or tries to start; 0 as a standby."""
         self.kafka_stalled = False
+        self.diverged = ""
+        """Why this state cannot be trusted; "" while nothing speaks against it."""
+        self._digests = DigestWatch()
         self._policies = dict(policies)
         self._inbox = Inbox(self._policies)
         self._watch = Watch(pool, timing)
@@ -134,6 +141,13 @@ class Coordinator:
         self._dead_letters_ms = 0
 
     # --- the interface ------------------------------------------------------------------------
+
+    def adopt(self, state: PoolState) -> None:
+        """Goes on from a recovered state (snapshot), before the first step. Then the ledger from
+        `state.next_offset` on is what it reads."""
+        if self._last_step_ms:
+            raise InvariantBrokenError("a state was adopted after the first step")
+        self.state = self._inputs.state = state
 
     def step(self, event: CoordinatorEvent, now_ms: int) -> tuple[CoordinatorEffect, ...]:
         """Takes one event; returns what to do, in order. `now_ms`: epoch ms, never going back.
@@ -194,6 +208,9 @@ class Coordinator:
                 self._take_records(event)
             case NodeReported() | StatusReported():
                 self._take_message(event, now_ms)
+            case StateClaimed():
+                if event.beacon.leader != self.name:
+                    self._compare(self._digests.heard(event.beacon, self.state.next_offset))
             case DeadLetterWritten():
                 if event.key in self.state.dead_letters_due:
                     self._inputs.dead_letters_written[event.key] = None
@@ -313,6 +330,7 @@ class Coordinator:
     def _read_back(self, read: LedgerRead, now_ms: int) -> None:
         entry = read.entry
         verdict = self.state.apply(read.offset, entry)
+        self._compare(self._digests.applied(self.state.next_offset, self.state.digest))
         if self.role is Role.STANDBY:
             return
         me = (self.name, self.incarnation)
@@ -365,6 +383,12 @@ class Coordinator:
         """Where the attempt of `job` that was just released had run."""
         live = self.state.jobs.get(job)
         return live.attempts[-1].node if live is not None else self.state.ended[job].node
+
+    def _compare(self, difference: str) -> None:
+        """Said once: from then on this process does not stand for election."""
+        if difference and not self.diverged:
+            self.diverged = difference
+            self._out.append(ShowDivergence(reason=difference))
 
     # --- decisions and their timers -----------------------------------------------------------
 

@@ -21,6 +21,7 @@ import msgspec
 from controlplane.core.events import (
     BallotReceived,
     BallotReplyReceived,
+    Barred,
     BeaconReceived,
     ElectionEffect,
     ElectionEvent,
@@ -122,7 +123,9 @@ class Election:
         self._ledger_offset = 0
         self._ledger_term = 0
         self._caught_up = False
-        self._kafka_stalled = False
+        self._kafka_stalled_ms: int | None = None
+        self._digest = ""
+        self._barred = ""
         self._out: list[ElectionEffect] = []
         self._stand_at_ms = now_ms if len(names) == 1 else self._patience_end(now_ms)
 
@@ -142,10 +145,12 @@ class Election:
             case LedgerAdvanced():
                 self._ledger_advanced(event, now_ms)
             case KafkaShown():
-                self._kafka_stalled = event.stalled
+                self._kafka_stalled_ms = now_ms if event.stalled else None
             case StepDown():
                 if self.standing is Standing.LEADER:
                     self._step_down(event.reason, now_ms)
+            case Barred():
+                self._barred = event.reason
             case Tick():
                 pass
         self._timers(now_ms)
@@ -162,7 +167,7 @@ class Election:
             times = [self._stand_at_ms]
         else:
             times = [self._resend_ms, self._stand_at_ms]
-        if not self._caught_up and self.standing is Standing.FOLLOWER:
+        if not self._may_stand and self.standing is Standing.FOLLOWER:
             return now_ms + self.timing.timeout_ms  # LedgerAdvanced wakes it sooner
         return max(now_ms + 1, min(times))
 
@@ -175,10 +180,15 @@ class Election:
             elif now_ms >= self._resend_ms:
                 self._heartbeat(now_ms)
             return
-        if now_ms >= self._stand_at_ms and self._caught_up:
+        if now_ms >= self._stand_at_ms and self._may_stand:
             self._stand(now_ms)
         elif self.standing is not Standing.FOLLOWER and now_ms >= self._resend_ms:
             self._send_ballot(now_ms)
+
+    @property
+    def _may_stand(self) -> bool:
+        """Not while it would lead cold, and not with a state that differs from a leader's."""
+        return self._caught_up and not self._barred
 
     def _draw(self) -> float:
         self._draws += 1
@@ -273,7 +283,8 @@ class Election:
             role=self.role, term=self._standing_for, leader=self.me,
             incarnation=self.incarnation, lease_ms=self.timing.timeout_ms,
             ledger_offset=self._ledger_offset, stepping_down=stepping_down,
-            kafka="stalled" if self._kafka_stalled else "ok",
+            kafka="ok" if self._kafka_stalled_ms is None else "stalled",
+            kafka_stalled_since_ms=self._kafka_stalled_ms or 0, state_digest=self._digest,
         )  # fmt: skip
 
     def _step_down(self, reason: str, now_ms: int) -> None:
@@ -460,7 +471,7 @@ class Election:
         self._hurry(now_ms, peer)
 
     def _ledger_advanced(self, event: LedgerAdvanced, now_ms: int) -> None:
-        self._ledger_offset = event.next_offset
+        self._ledger_offset, self._digest = event.next_offset, event.digest
         self._ledger_term = max(self._ledger_term, event.term)
         self._caught_up = self._caught_up or event.caught_up
         self._see_term(event.term, now_ms, "the ledger")

@@ -67,12 +67,13 @@ class LedgerAdvanced(_Fact, frozen=True, kw_only=True):
     """The ledger as this process has applied it: highest valid term, next offset to read.
 
     `caught_up`: everything that was in the ledger when this process started has been applied;
-    before that it does not stand for election (it would lead cold).
+    before that it does not stand for election (it would lead cold). `digest`: of the state there.
     """
 
     term: int
     next_offset: int
     caught_up: bool = True
+    digest: str = ""
 
 
 class KafkaShown(_Fact, frozen=True, kw_only=True):
@@ -82,14 +83,24 @@ class KafkaShown(_Fact, frozen=True, kw_only=True):
 
 
 class StepDown(_Fact, frozen=True, kw_only=True):
-    """Give the role up now: an operator or a shutdown asks, or the coordinator core resigned."""
+    """Give the role up now: an operator or a shutdown asks, or the coordinator core resigned.
+
+    `to`: who shall stand first; "" leaves it to rank.
+    """
+
+    reason: str
+    to: str = ""
+
+
+class Barred(_Fact, frozen=True, kw_only=True):
+    """This process must not lead any more (its state differs from a leader's): it votes only."""
 
     reason: str
 
 
 ElectionEvent = (
     Tick | BallotReceived | BallotReplyReceived | BeaconReceived | PeerGone | LedgerAdvanced
-    | KafkaShown | StepDown
+    | KafkaShown | StepDown | Barred
 )  # fmt: skip
 
 # --- Election: effects ----------------------------------------------------------------------
@@ -114,9 +125,11 @@ class SendBeacon(_Fact, frozen=True, kw_only=True):
 
 
 class TakeRole(_Fact, frozen=True, kw_only=True):
-    """Elected: hand `RoleWon(term)` to the coordinator core."""
+    """Elected: hand `RoleWon(term, why)` to the coordinator core. `why`: what ended the term
+    before, as far as this process knows."""
 
     term: int
+    why: str = ""
 
 
 class LoseRole(_Fact, frozen=True, kw_only=True):
@@ -248,9 +261,16 @@ class BacklogMeasured(_Fact, frozen=True, kw_only=True):
     unread: int
 
 
+class StateClaimed(_Fact, frozen=True, kw_only=True):
+    """A leader's beacon: it says where in the ledger it is and what its state is there."""
+
+    beacon: Beacon
+
+
 CoordinatorEvent = (
     Tick | RoleWon | RoleLost | LedgerRead | AppendFailed | SubmissionsRead | ResultsRead
     | CommandsRead | NodeReported | StatusReported | DeadLetterWritten | BacklogMeasured
+    | StateClaimed
 )  # fmt: skip
 
 # --- Coordinator: effects -------------------------------------------------------------------
@@ -339,12 +359,22 @@ class Leading(_Fact, frozen=True, kw_only=True):
 
 
 class Resign(_Fact, frozen=True, kw_only=True):
-    """Give the role up: hand `StepDown(reason)` to the election. The core is a standby already."""
+    """Give the role up: hand `StepDown(reason, to)` to the election. The core is a standby already.
+
+    `to`: who shall have it next (an operator's order), "" for anybody.
+    """
+
+    reason: str
+    to: str = ""
+
+
+class ShowDivergence(_Fact, frozen=True, kw_only=True):
+    """Our state and a leader's differ at the same place: show it loudly, and `Barred`."""
 
     reason: str
 
 
 CoordinatorEffect = (
     Append | OpenIntake | CloseIntake | SetIntake | SendIntent | WriteDeadLetter
-    | PublishQueueState | ShowKafka | Leading | Resign
+    | PublishQueueState | ShowKafka | Leading | Resign | ShowDivergence
 )  # fmt: skip

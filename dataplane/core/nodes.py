@@ -88,9 +88,10 @@ class Node:
         self.drain_reported = seen.draining
         self.lost, self.lost_reason = False, ""
         self.seen_ms = at_ms
-        self._recount()
+        self.recount()
 
-    def _recount(self) -> None:
+    def recount(self) -> None:
+        """Free room from capacity and what is held."""
         held = self.attempts.values()
         self.free_cpu_millis = self.capacity.cpu_millis - sum(r.cpu_millis for r in held)
         self.free_memory_bytes = self.capacity.memory_bytes - sum(r.memory_bytes for r in held)
@@ -121,12 +122,12 @@ class Node:
         self.free_cpu_millis += reservation.cpu_millis
         self.free_memory_bytes += reservation.memory_bytes
         if reservation.gpus:
-            self._recount()
+            self.recount()
 
     def check_invariants(self) -> None:
         """Free = capacity − reserved, and no GPU is held twice. Raises InvariantBrokenError."""
         free = (self.free_cpu_millis, self.free_memory_bytes, self.free_gpus)
-        self._recount()
+        self.recount()
         if free != (self.free_cpu_millis, self.free_memory_bytes, self.free_gpus):
             raise InvariantBrokenError(f"node {self.name}: free room was miscounted as {free}")
         held = [index for reservation in self.attempts.values() for index in reservation.gpus]

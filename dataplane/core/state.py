@@ -39,6 +39,8 @@ TERMS_KEPT: Final = 64
 """Terms remembered for people: who led lately, and why the role moved."""
 LOST_NODES_KEPT: Final = 1_000
 """Lost nodes remembered (their drain order, their name in `explain`); oldest go first."""
+DIGEST_BYTES: Final = 16
+"""Of digest and state hash: against chance alone, no foe is near."""
 DUPLICATE_CODE: Final = "duplicate"
 """Code of a Rejected that is not dead-lettered: the first submission of that id counts."""
 
@@ -130,7 +132,11 @@ class PoolState:
         self.nodes_version = 0
         """Grows when what nodes offer changes: what matched nowhere may match now."""
         self.ingested = 0
-        self._lost_order: dict[str, None] = {}
+        self.lost_order: dict[str, None] = {}
+        """Lost nodes, the one lost first in front."""
+        self.digest = b""
+        """What the fold did so far, chained entry by entry: equal for equal histories, O(1)."""
+        self._did: list[tuple[object, ...]] = []
         self._ending: Job | None = None
         self._appliers: dict[type, Callable[[Any, _At], None]] = {
             ledger.TermStarted: self._term_started, ledger.Ingested: self._ingested,
@@ -163,7 +169,15 @@ class PoolState:
         if self._ending is not None:
             raise self._ending.broken("was released without a verdict in the same entry")
         self.at_ms = entry.at_ms
+        self._roll(entry)
         return verdict
+
+    def _roll(self, entry: LedgerEntry) -> None:
+        """Chains what this entry did to jobs and nodes: a fold that differs shows at once."""
+        did = (entry.term, entry.seq, entry.at_ms, self._did, len(self.jobs), len(self.ended))
+        told = self.digest + msgspec.msgpack.encode(did)
+        self.digest = hashlib.blake2b(told, digest_size=DIGEST_BYTES).digest()
+        self._did = []
 
     def wake(self, now_ms: int) -> int:
         """Lets backing-off jobs whose time has come be found by the scheduler; how many.
@@ -230,11 +244,12 @@ class PoolState:
         self.ingested += 1
         job = Job(spec, decision.queue, decision.source, decision.payload, self.ingested, at.at_ms)
         self.jobs[job.id] = job
+        self._did.append((job.seq, job.id))
         counters = self._queue(decision.queue)
         counters.ingested += 1
         counters.pending += 1
         self.pending.add(job.shape, job.rank, job.id)
-        self._watch_deadline(job)
+        self.watch_deadline(job)
 
     def _rejected(self, decision: ledger.Rejected, at: _At) -> None:
         self._advance(decision.source)
@@ -315,7 +330,7 @@ class PoolState:
         self._move(job, Cause.RETRY_SCHEDULED, at, shorten(decision.reason))
         job.not_before_ms = decision.not_before_ms
         heappush(self.backing_off, (job.not_before_ms, job.attempt, job.id))
-        self._watch_deadline(job)
+        self.watch_deadline(job)
 
     def _dead_lettered(self, decision: ledger.DeadLettered, at: _At) -> None:
         job = self._live(decision.job)
@@ -357,16 +372,18 @@ class PoolState:
         if node is None:
             node = self.nodes[decision.node] = Node(decision.node)
         node.see(decision, at.at_ms)
+        self._did.append((node.name, node.free_cpu_millis, node.free_memory_bytes))
         self.orphaning.pop(node.name, None)
-        self._lost_order.pop(node.name, None)
+        self.lost_order.pop(node.name, None)
         self._offer_changed()
 
     def _node_lost(self, decision: ledger.NodeLost, at: _At) -> None:
         node = self.nodes[decision.node]
         node.lost, node.lost_reason = True, shorten(decision.reason)
+        self._did.append((node.name, len(node.attempts)))
         if node.attempts:
             self.orphaning[node.name] = None
-        self._lost_order[node.name] = None
+        self.lost_order[node.name] = None
         self._offer_changed()
         self._forget_old_lost_nodes()
 
@@ -403,6 +420,7 @@ class PoolState:
         counters.count(job.phase, -1)
         job.move(cause, at.at_ms, note)
         counters.count(job.phase, 1)
+        self._did.append((job.seq, job.phase, job.attempt, job.node))
         if cause is not Cause.RELEASED and self._ending is job:
             self._ending = None
 
@@ -413,7 +431,8 @@ class PoolState:
         while len(self.ended) > ENDED_JOBS_KEPT:
             del self.ended[next(iter(self.ended))]
 
-    def _watch_deadline(self, job: Job) -> None:
+    def watch_deadline(self, job: Job) -> None:
+        """Lets `overdue` find a waiting job that has a deadline to start by."""
         if job.start_deadline_ms:
             heappush(self.deadlines, (job.start_deadline_ms, job.id))
 
@@ -422,11 +441,11 @@ class PoolState:
         self.room_version += 1
 
     def _forget_old_lost_nodes(self) -> None:
-        while len(self._lost_order) > LOST_NODES_KEPT:
-            oldest = next((n for n in self._lost_order if not self.nodes[n].attempts), None)
+        while len(self.lost_order) > LOST_NODES_KEPT:
+            oldest = next((n for n in self.lost_order if not self.nodes[n].attempts), None)
             if oldest is None:
                 return
-            del self._lost_order[oldest]
+            del self.lost_order[oldest]
             del self.nodes[oldest]
 
     # --- checks -----------------------------------------------------------------------------------
@@ -488,7 +507,9 @@ class PoolState:
             sorted(self.orphaning), sorted(self.queues.items()), sorted(self.positions.items()),
             tuple(self.dead_letters_due.values()),
         )  # fmt: skip
-        return hashlib.blake2b(msgspec.msgpack.encode(content), digest_size=16).hexdigest()
+        return hashlib.blake2b(
+            msgspec.msgpack.encode(content), digest_size=DIGEST_BYTES
+        ).hexdigest()
 
 
 def _job_content(job: Job) -> tuple[object, ...]:

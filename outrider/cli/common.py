@@ -40,7 +40,7 @@ class Session:
         from outrider.client.view import LedgerView
 
         check_reachable(self.settings.kafka)
-        view = LedgerView(self.settings)
+        view = LedgerView(self.settings, from_snapshot=True)
         view.advance()
         return view
 
