@@ -14,7 +14,7 @@ from chaos.faults.kinds import KINDS, Fault
 from chaos.faults.world import World, unavailable
 from chaos.history import FaultBegan, FaultHealed, FaultSkipped, ProcessEnded, Recorder
 from chaos.nemesis import PlannedFault, choose
-from chaos.scenario import NETWORK_FAULTS
+from chaos.scenario import NETWORK_FAULTS, PROCESS_FAULTS
 from idl.errors import OutriderError
 from outrider.local.process import log_tail
 
@@ -29,6 +29,13 @@ class _Open(msgspec.Struct):
     targets: tuple[str, ...]
     fault: Fault
     until: float
+
+
+def _group(kind: str) -> str:
+    """Faults of one group are not laid upon each other: their healings would undo one another."""
+    if kind in PROCESS_FAULTS:
+        return "process"
+    return "network" if kind in NETWORK_FAULTS else kind
 
 
 class Breaker:
@@ -91,12 +98,10 @@ class Breaker:
         if reason:
             self._skip(spec.fault, reason)
             return
-        same = NETWORK_FAULTS if spec.fault in NETWORK_FAULTS else {spec.fault}
-        network = spec.fault in NETWORK_FAULTS
         busy = frozenset(
             name
             for one in self._open
-            if (one.kind in NETWORK_FAULTS) == network or one.kind in same
+            if _group(one.kind) == _group(spec.fault)
             for name in one.targets
         )
         leader = world.leader()

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from chaos.checkers import Verdict, judge, worst
+from chaos.checkers import CHECKERS, Verdict, judge, worst
 from chaos.checkers.availability import gaps
 from chaos.history import FaultBegan, FaultSkipped, History, Phase, RunStarted, of
 from chaos.timeline import timeline
@@ -47,7 +47,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def report_of(history: History, checkers: tuple[str, ...] = ()) -> Report:
     """Judges a history. Pure."""
     started = next(iter(of(RunStarted, history)), None)
-    verdicts = judge(history, checkers)
+    names = checkers or tuple(CHECKERS)
+    if started is not None and started.strangers:
+        names = tuple(name for name in names if name != "leftovers")  # it goes on without us
+    verdicts = judge(history, names)
     return Report(
         scenario=started.scenario if started else "",
         seed=started.seed if started else 0,
