@@ -79,7 +79,15 @@ class DrainNode(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="d
     drain: bool = True
 
 
-Command = CancelJob | DrainNode
+class TransferLeader(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="transfer_leader"
+):
+    """The leader steps down once this is in the ledger; `to` stands first, "" leaves it to rank."""
+
+    to: str = ""
+
+
+Command = CancelJob | DrainNode | TransferLeader
 
 
 class CommandRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

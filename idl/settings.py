@@ -47,12 +47,17 @@ class CoordinatorPeer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DdsSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Cyclone DDS. `interface` is a network interface name or address; multicast is never used."""
+    """Cyclone DDS. `interface` is a network interface name or address; multicast is never used.
+
+    `intent_shards`: DDS partitions over which agents are spread by name; the same for everybody.
+    More shards mean fewer agents that receive an intent meant for another, and more endpoints.
+    """
 
     domain: int = 0
     tag: str = "outrider"
     interface: str = "lo"
     lease_ms: int = 5_000
+    intent_shards: int = 16
 
 
 class ElectionSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,12 +22,12 @@ from cyclonedds.core import (
 )  # fmt: skip
 from cyclonedds.domain import Domain, DomainParticipant
 from cyclonedds.internal import InvalidSample
-from cyclonedds.pub import DataWriter
-from cyclonedds.sub import DataReader
+from cyclonedds.pub import DataWriter, Publisher
+from cyclonedds.sub import DataReader, Subscriber
 from cyclonedds.topic import Topic
 from cyclonedds.util import duration
 
-from idl.dds.topics import DdsTopic
+from idl.dds.topics import DdsTopic, partition_qos
 from idl.dds.types import Envelope, from_wire, to_wire
 from idl.envelope import Message
 from idl.errors import PlatformFaultError
@@ -46,39 +46,77 @@ process (tests, simulated nodes)."""
 log = logging.getLogger(__name__)
 
 
+def _refused(error: DDSException) -> PlatformFaultError:
+    return PlatformFaultError(
+        f"DDS could not start ({error.msg or error}): is its UDP port taken, or does the "
+        "interface not exist? Choose another domain or interface in the cluster file"
+    )
+
+
+class LocalDomain:
+    """One configured Cyclone domain of this process: sockets and threads of its own.
+
+    Usually one per bus. Many simulated nodes may share one (benchmarks): a participant each.
+    """
+
+    def __init__(self, xml: str) -> None:
+        """Raises PlatformFaultError."""
+        self.id = next(_local_ids)
+        try:
+            self._domain = Domain(self.id, xml)
+        except DDSException as error:
+            raise _refused(error) from error
+
+    def close(self) -> None:
+        """Closes the sockets now; the wheel would wait for the last reference to everything in it.
+        dds_delete(domain) deletes all that is in it."""
+        self._domain._delete(self._domain._ref)
+
+
 class Bus:
     """Reads and writes signed envelopes. Not thread-safe but for what its own thread does."""
 
     def __init__(
         self,
-        xml: str,
+        domain: LocalDomain,
         reads: tuple[DdsTopic, ...],
         writes: tuple[DdsTopic, ...],
         deliver: Callable[[list[Message]], None],
+        *,
+        shards: int,
+        own_key: str = "",
     ) -> None:
-        """`deliver` runs on the loop that calls `start`. Raises PlatformFaultError."""
-        local_id = next(_local_ids)
+        """`deliver` runs on the loop that calls `start`. `own_key`: reads only the shard of this
+        instance; without it a reader of a sharded topic gets nothing. Raises PlatformFaultError."""
+        self._shards = shards
         try:
-            self._domain = Domain(local_id, xml)
-            self._participant = DomainParticipant(local_id)
-            topics = {t.name: Topic(self._participant, t.name, Envelope) for t in {*reads, *writes}}
+            self._participant = DomainParticipant(domain.id)
+            self._topics = {
+                t.name: Topic(self._participant, t.name, Envelope) for t in {*reads, *writes}
+            }
             self._writers = {
-                t.name: DataWriter(self._participant, topics[t.name], t.qos()) for t in writes
+                (t.name, shard): self._writer(t, shard)
+                for t in writes
+                for shard in (range(shards) if t.sharded else (-1,))
             }
-            self._readers = {
-                t.name: DataReader(self._participant, topics[t.name], t.qos()) for t in reads
-            }
+            self._readers = {t.name: self._reader(t, t.shard(own_key, shards)) for t in reads}
         except DDSException as error:
-            raise PlatformFaultError(
-                f"DDS could not start ({error.msg or error}): is its UDP port taken, or does the "
-                "interface not exist? Choose another domain or interface in the cluster file"
-            ) from error
+            raise _refused(error) from error
         self._deliver = deliver
         self._closing = GuardCondition(self._participant)
         self._thread: threading.Thread | None = None
         self._closed = False
+        self.received = 0
         self.write_failures = 0
         self.incompatible_qos = 0
+
+    def _writer(self, topic: DdsTopic, shard: int) -> DataWriter[Envelope]:
+        publisher = Publisher(self._participant, qos=partition_qos(shard))
+        return DataWriter(publisher, self._topics[topic.name], topic.qos())
+
+    def _reader(self, topic: DdsTopic, shard: int) -> DataReader[Envelope]:
+        subscriber = Subscriber(self._participant, qos=partition_qos(shard))
+        return DataReader(subscriber, self._topics[topic.name], topic.qos())
 
     def start(self) -> None:
         """Starts the reading thread; call on the loop that is to receive."""
@@ -86,12 +124,13 @@ class Bus:
         self._thread = threading.Thread(target=self._read, args=(loop,), name="dds", daemon=True)
         self._thread.start()
 
-    def publish(self, message: Message) -> None:
+    def publish(self, topic: DdsTopic, message: Message) -> None:
         """Writes a sealed message. A full or stalled peer is counted, never waited for."""
         if self._closed:
             return
+        writer = self._writers[topic.name, topic.shard(message.key, self._shards)]
         try:
-            self._writers[message.topic].write(to_wire(message))
+            writer.write(to_wire(message))
         except DDSException as error:
             self.write_failures += 1
             log.warning("dds write failed", extra={"topic": message.topic, "error": str(error)})
@@ -107,9 +146,8 @@ class Bus:
             self._thread = None
         self._readers.clear()
         self._writers.clear()
-        # The wheel deletes an entity with its last reference, which the collector may hold for
-        # long; the sockets have to close now. dds_delete(domain) deletes all that is in it.
-        self._domain._delete(self._domain._ref)
+        # Deletes readers and writers too, now: others must see us leave (see LocalDomain.close).
+        self._participant._delete(self._participant._ref)
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
         waitset = WaitSet(self._participant)
@@ -128,6 +166,7 @@ class Bus:
 
     def _hand_over(self, batch: list[Message]) -> None:
         if not self._closed:
+            self.received += len(batch)
             self._deliver(batch)
 
     def _take(self) -> list[Message]:

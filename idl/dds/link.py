@@ -20,7 +20,7 @@ from idl.control import (
     NodeReport,
     QueueState,
 )
-from idl.dds.bus import Bus
+from idl.dds.bus import Bus, LocalDomain
 from idl.dds.domain import domain_xml
 from idl.dds.topics import ALL, DdsTopic
 from idl.envelope import Message, Opener, Sealer
@@ -110,9 +110,11 @@ class ControlLink:
         now_ms: Callable[[], int],
         only_key: str = "",
         key_file: str = "",
+        domain: LocalDomain | None = None,
     ) -> None:
         """`only_key`: drop other instances unread (DDS writes go to every matched reader).
-        `key_file`: a coordinator's Ed25519 key, see `load_keyring`.
+        `key_file`: a coordinator's Ed25519 key, see `load_keyring`. `domain`: shared with others
+        of this process (simulated nodes); else one of its own.
 
         Raises ConfigError, PlatformFaultError.
         """
@@ -128,8 +130,18 @@ class ControlLink:
         self._now_ms = now_ms
         self._only_key = only_key
         self._unreadable = 0
-        xml = domain_xml(settings.dds, settings.coordinators, own_port)
-        self._bus = Bus(xml, reads, writes, self._deliver)
+        self._own_domain = None
+        if domain is None:
+            xml = domain_xml(settings.dds, settings.coordinators, own_port)
+            domain = self._own_domain = LocalDomain(xml)
+        self._bus = Bus(
+            domain,
+            reads,
+            writes,
+            self._deliver,
+            shards=settings.dds.intent_shards,
+            own_key=only_key,
+        )
 
     def start(self) -> None:
         """Starts receiving on the running loop."""
@@ -145,11 +157,19 @@ class ControlLink:
         message = self._sealer.seal(
             topic.name, key, principal, Term(term), encode_body(body), now_ms
         )
-        self._bus.publish(message)
+        self._bus.publish(topic, message)
 
     def close(self) -> None:
         """Leaves the domain."""
         self._bus.close()
+        if self._own_domain is not None:
+            self._own_domain.close()
+            self._own_domain = None
+
+    @property
+    def received(self) -> int:
+        """Messages that reached this process, whoever they were for."""
+        return self._bus.received
 
     def counts(self) -> dict[str, int]:
         """Refused messages by reason, and failures of the bus, since the start."""

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from idl.control import Ballot, Beacon, ControlBody, NodeReport
+from idl.control import Ballot, Beacon, ControlBody, Intent, NodeReport
 from idl.dds import topics
-from idl.dds.domain import discovery_port
+from idl.dds.bus import LocalDomain
+from idl.dds.domain import discovery_port, domain_xml
 from idl.dds.link import ControlLink
 from idl.errors import ConfigError
 from idl.ids import CoordinatorId, Incarnation
@@ -102,6 +103,45 @@ async def test_an_agent_is_found_and_a_late_coordinator_gets_its_report(
     agent.link.send(topics.NODE_REPORT, report("n1"))
     late = start("c0", 0)
     await until(lambda: report("n1") in late.bodies)
+
+
+async def test_an_intent_reaches_the_agents_of_its_shard_only(tmp_path: Path) -> None:
+    settings = cluster(tmp_path)
+    shards = settings.dds.intent_shards
+    shard = {name: topics.INTENT.shard(name, shards) for name in (f"n{i}" for i in range(40))}
+    target = "n0"
+    near = next(name for name in shard if name != target and shard[name] == shard[target])
+    far = next(name for name in shard if shard[name] != shard[target])
+    heard: dict[str, list[ControlBody]] = {name: [] for name in (target, near, far)}
+    port = discovery_port(DOMAIN, 0)
+    leader = ControlLink(
+        settings, "c0", Incarnation(1), own_port=port, reads=(), writes=(topics.INTENT,),
+        receive=lambda _bodies: None, now_ms=now_ms,
+    )  # fmt: skip
+    domain = LocalDomain(domain_xml(settings.dds, settings.coordinators, 0))
+    agents = {
+        name: ControlLink(
+            settings, name, Incarnation(1), own_port=0, reads=(topics.INTENT,), writes=(),
+            receive=heard[name].extend, now_ms=now_ms, only_key=name, domain=domain,
+        )
+        for name in heard
+    }  # fmt: skip
+    for link in (leader, *agents.values()):
+        link.start()
+    intent = Intent(pool="main", node=target, node_incarnation=1, term=1, leader="c0", items=())
+
+    def reached() -> bool:
+        leader.send(topics.INTENT, intent, 1)
+        return len(heard[target]) >= 5 and agents[near].received >= 5
+
+    try:
+        await until(reached)
+        assert heard[near] == [], "an intent for another node is dropped"
+        assert agents[far].received == 0, "another shard does not even receive it"
+    finally:
+        for link in (leader, *agents.values()):
+            link.close()
+        domain.close()
 
 
 async def test_strangers_and_forgers_are_counted_and_ignored(start: Callable[..., Heard]) -> None:
