@@ -154,7 +154,7 @@ class NativeSandbox:
         """Spawn the launcher, sweep what a dead one left, probe. Raises SandboxUnavailable.
 
         With ``home``, a directory of ours alone, the launcher keeps its jobs when we die, and
-        ``adopt`` finds it there.
+        ``adopt`` finds it there. Jobs never see it, even below a visible path.
         """
         wrong = problem(settings)
         if wrong is not None:
@@ -164,6 +164,8 @@ class NativeSandbox:
             raise SandboxUnavailable(
                 f"no seccomp filter for machine {machine!r}; supported: {seccomp.MACHINES}"
             )
+        if home is not None:
+            settings = _hiding(settings, home)
         try:
             channel, process = await spawn(settings, home)
         except OSError as error:
@@ -469,6 +471,12 @@ class NativeSandbox:
     def launcher_stderr(self) -> str:
         """The launcher's last words, for error reports."""
         return self._process.stderr_tail()
+
+
+def _hiding(settings: SandboxSettings, home: Path) -> SandboxSettings:
+    """Jobs that run as our own user could call the launcher where they see its socket."""
+    hidden = (*settings.hidden_paths, os.path.realpath(home))
+    return msgspec.structs.replace(settings, hidden_paths=hidden)
 
 
 def _died(why: str) -> _Ended:

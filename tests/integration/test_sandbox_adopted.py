@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -187,6 +188,20 @@ async def test_sigterm_ends_an_orphan_and_its_jobs(tmp_path: Path) -> None:
     os.kill(pid, signal.SIGTERM)
     await until(lambda: gone(pid), "SIGTERM did not end it")
     assert leftovers(f"{INSTANCE}-term") == []
+
+
+async def test_jobs_never_see_the_home() -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as visible:  # a job's /tmp is its own
+        Path(visible).chmod(0o755)
+        home = Path(visible) / "state"
+        home.mkdir()
+        (home / "secret").write_text("secret")
+        first = await started("home", home, extra_ro_paths=(visible,))
+        script = f"ls {visible} > $OUTRIDER_RESULT; ls -a {home} >> $OUTRIDER_RESULT"
+        outcome = await first.run(plan(first, "a.1", script), b"")
+        assert (outcome.exit_code, outcome.result) == (0, b"state\n.\n..\n")
+        await first.close()
+    assert leftovers(f"{INSTANCE}-home") == []
 
 
 async def test_the_socket_is_ours_alone_and_serves_one_agent(tmp_path: Path) -> None:
