@@ -319,9 +319,9 @@ class CoordinatorProcess:
                 self._link.send(topics.BALLOT_REPLY, reply, reply.term)
             case ev.SendBeacon(beacon=beacon):
                 self._link.send(topics.BEACON, beacon, beacon.term)
-            case ev.TakeRole(term=term):
-                log.info("elected", extra={"term": term})
-                self._work.append(("core", ev.RoleWon(term=term)))
+            case ev.TakeRole(term=term, why=why):
+                log.info("elected", extra={"term": term, "why": why})
+                self._work.append(("core", ev.RoleWon(term=term, why=why)))
             case ev.LoseRole(reason=reason):
                 log.info("no longer elected", extra={"reason": reason})
                 self._work.append(("core", ev.RoleLost(reason=reason)))
@@ -353,9 +353,9 @@ class CoordinatorProcess:
                 self._readiness.need(f"a restart: {reason}")
                 self._metrics.diverged()
                 self._work.append(("election", ev.Barred(reason=reason)))
-            case ev.Resign(reason=reason):
+            case ev.Resign(reason=reason, to=to):
                 log.warning("resigning", extra={"reason": reason})
-                self._work.append(("election", ev.StepDown(reason=reason)))
+                self._work.append(("election", ev.StepDown(reason=reason, to=to)))
 
     def _append(self, entry: LedgerEntry) -> None:
         future = self._writer.append(entry)

@@ -74,7 +74,7 @@ from idl.ledger import (
     Released,
     TermStarted,
 )
-from idl.records import CancelJob
+from idl.records import CancelJob, TransferLeader
 from idl.settings import NodeTiming, QueuePolicy
 
 
@@ -286,9 +286,9 @@ class Coordinator:
         self._published.clear()
         self._show_kafka(stalled=False)
 
-    def _resign(self, reason: str) -> None:
+    def _resign(self, reason: str, to: str = "") -> None:
         self._become_standby()
-        self._out.append(Resign(reason=reason))
+        self._out.append(Resign(reason=reason, to=to))
 
     # --- the ledger ---------------------------------------------------------------------------
 
@@ -357,6 +357,7 @@ class Coordinator:
     def _follow_up(self, entry: LedgerEntry) -> None:
         """What valid decisions of ours cause outside of the ledger."""
         state, book = self.state, self._book
+        transfer: Commanded | None = None
         for decision in entry.decisions:
             match decision:
                 case Assigned():
@@ -367,12 +368,17 @@ class Coordinator:
                         book.forget(self._last_node(decision.job), decision.job, decision.attempt)
                 case Commanded(command=CancelJob(job=job)) if state.jobs.get(job):
                     book.tell(job)
+                case Commanded(command=TransferLeader(), refused=""):
+                    transfer = decision
                 case DeadLettered():
                     self._write_dead_letter(decision.job)
                 case Rejected():
                     self._write_dead_letter(dead_letter_key(decision.source))
                 case _:
                     pass
+        if transfer is not None and isinstance(transfer.command, TransferLeader):
+            by = f" by {transfer.by}" if transfer.by else ""
+            self._resign(f"transfer ordered{by}", transfer.command.to)
 
     def _write_dead_letter(self, key: str) -> None:
         letter = self.state.dead_letters_due.get(key)

@@ -35,7 +35,7 @@ from idl.ledger import (
     Started,
     Waiting,
 )
-from idl.records import CancelJob, Outcome
+from idl.records import CancelJob, Outcome, TransferLeader
 from idl.settings import QueuePolicy
 
 _CHARS: Final = 4
@@ -192,6 +192,12 @@ class Cycle:
             self.batch.add(Commanded(source=read.source, command=None, refused=refused))
             return True
         by, command = shorten(record.by), record.command
+        if isinstance(command, TransferLeader):
+            leads = self.state.gate.leader  # that is us
+            refused = f"{leads} leads already" if command.to == leads else ""
+            said = Commanded(source=read.source, command=command, by=by, refused=refused)
+            self.batch.add(said, size_bytes=len(command.to))
+            return True
         target = command.job if isinstance(command, CancelJob) else command.node
         if not is_valid_name(target):
             refused = f"{shorten(target)!r} is not a name"

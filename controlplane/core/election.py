@@ -103,6 +103,8 @@ class Election:
         self.standing = Standing.FOLLOWER
         self.term = 0
         """Highest term seen: in ballots, replies, beacons or the ledger."""
+        self._ended = ""
+        """What ended the last lead, as far as this process knows; "" while a leader is heard."""
         self.leader = ""
         """Whom this coordinator believes to lead; "" for nobody."""
         self.leader_incarnation = 0
@@ -148,7 +150,7 @@ class Election:
                 self._kafka_stalled_ms = now_ms if event.stalled else None
             case StepDown():
                 if self.standing is Standing.LEADER:
-                    self._step_down(event.reason, now_ms)
+                    self._step_down(event.reason, now_ms, event.to)
             case Barred():
                 self._barred = event.reason
             case Tick():
@@ -200,9 +202,10 @@ class Election:
         slot = (rank + self._draw()) / len(self._order)
         return now_ms + self.timing.timeout_ms + int(self.timing.timeout_ms * slot)
 
-    def _hurry(self, now_ms: int, gone: str) -> None:
-        """The leader is gone or going: stand at once, the others a step later each."""
+    def _hurry(self, now_ms: int, gone: str, first: str = "") -> None:
+        """The leader is gone or going: `first` stands at once, the others a step later each."""
         order = [name for name in self._order if name != gone]
+        order.sort(key=lambda name: name != first)
         rank = order.index(self.me) if self.me in order else len(order)
         self._stand_at_ms = min(self._stand_at_ms, now_ms + rank * self.timing.stagger_ms)
         self._promised_until_ms = now_ms
@@ -213,6 +216,8 @@ class Election:
 
     def _stand(self, now_ms: int) -> None:
         """Asks first whether a vote would succeed: a term is not spent on a hopeless election."""
+        if not self._ended:
+            self._ended = f"{self.leader} was not heard" if self.leader else "nobody was heard"
         self.standing = Standing.PRE_CANDIDATE
         self._standing_for = self.term + 1
         self._postponed = False
@@ -261,7 +266,8 @@ class Election:
         self._renewals.clear()
         self._refused.clear()
         self._gone_ms = None
-        self._out.append(TakeRole(term=self._standing_for))
+        self._out.append(TakeRole(term=self._standing_for, why=self._ended))
+        self._ended = ""
         self._heartbeat(now_ms)
 
     # --- leading ------------------------------------------------------------------------------
@@ -278,19 +284,22 @@ class Election:
             del self._renewals[number]
         self._out.append(SendBallot(ballot=self._my_ballot("renew", self._round)))
 
-    def _my_beacon(self, *, stepping_down: bool) -> Beacon:
+    def _my_beacon(self, *, stepping_down: bool, reason: str = "", to: str = "") -> Beacon:
         return Beacon(
             role=self.role, term=self._standing_for, leader=self.me,
             incarnation=self.incarnation, lease_ms=self.timing.timeout_ms,
             ledger_offset=self._ledger_offset, stepping_down=stepping_down,
             kafka="ok" if self._kafka_stalled_ms is None else "stalled",
             kafka_stalled_since_ms=self._kafka_stalled_ms or 0, state_digest=self._digest,
+            reason=reason, successor=to,
         )  # fmt: skip
 
-    def _step_down(self, reason: str, now_ms: int) -> None:
+    def _step_down(self, reason: str, now_ms: int, to: str = "") -> None:
         """Says so, so that others stand at once, and stands last itself."""
-        self._out.append(SendBeacon(beacon=self._my_beacon(stepping_down=True)))
+        beacon = self._my_beacon(stepping_down=True, reason=reason, to=to)
+        self._out.append(SendBeacon(beacon=beacon))
         self._follow(now_ms)
+        self._ended = f"{self.me} stepped down: {reason}"
         self._out.append(LoseRole(reason=reason))
         self._stand_at_ms += self.timing.timeout_ms
 
@@ -438,7 +447,8 @@ class Election:
                 return
             self._see_term(beacon.term, now_ms, beacon.leader)
             self.leader, self.leader_incarnation = "", 0
-            self._hurry(now_ms, beacon.leader)
+            self._ended = f"{beacon.leader} stepped down: {beacon.reason}".removesuffix(": ")
+            self._hurry(now_ms, beacon.leader, beacon.successor)
             return
         lease_ms = min(beacon.lease_ms, 2 * self.timing.timeout_ms)
         self._hear_leader(beacon.term, beacon.leader, beacon.incarnation, lease_ms, now_ms)
@@ -459,7 +469,7 @@ class Election:
             return
         self.standing = Standing.FOLLOWER
         self.leader, self.leader_incarnation = leader, incarnation
-        self._gone_ms = None
+        self._gone_ms, self._ended = None, ""
         self._refused.clear()
         self._promised_until_ms = max(self._promised_until_ms, now_ms + lease_ms)
         self._stand_at_ms = self._patience_end(now_ms)
@@ -467,7 +477,7 @@ class Election:
     def _peer_gone(self, peer: str, now_ms: int) -> None:
         if peer != self.leader or self.standing is Standing.LEADER:
             return
-        self._gone_ms = now_ms
+        self._gone_ms, self._ended = now_ms, f"the process of {peer} is gone"
         self._hurry(now_ms, peer)
 
     def _ledger_advanced(self, event: LedgerAdvanced, now_ms: int) -> None:

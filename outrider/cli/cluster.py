@@ -1,4 +1,4 @@
-"""`status`, `nodes`, `leader`, `drain`: the pool as the ledger and Kafka tell it."""
+"""`status`, `nodes`, `drain`: the pool as the ledger and Kafka tell it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -88,36 +88,6 @@ def nodes(session: Session) -> None:
     """
     documents = node_documents(session.view().state)
     session.answer(documents, lambda: _show_nodes(documents))
-
-
-@click.command()
-@common
-def leader(session: Session) -> None:
-    """Who leads (by the ledger), and the terms before.
-
-    \b
-    Examples:
-      outrider leader
-      outrider leader --json | jq .term
-    """
-    view = session.view()
-    terms = list(view.state.terms)
-    document = {"leader": view.leader, "term": view.state.term, "terms": terms}
-
-    def human() -> None:
-        ends = [term.at_ms for term in terms[1:]] + [now_ms()]
-        rows = [
-            (term.term, term.leader, age(now_ms(), term.at_ms) + " ago",
-             f"{(end - term.at_ms) / 1000:.1f}s", term.why)
-            for term, end in zip(terms, ends, strict=True)
-        ]  # fmt: skip
-        print_table(
-            (">TERM", "LEADER", "STARTED", ">FOR", "WHY"),
-            rows,
-            empty="nobody has led yet; are the coordinators running?",
-        )
-
-    session.answer(document, human)
 
 
 def _local_processes(session: Session) -> list[dict[str, Any]]:

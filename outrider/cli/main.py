@@ -40,7 +40,7 @@ COMMANDS: Final[Mapping[str, _Place]] = {
     "queue": _Place("queues", "Queues, or one job's place in its queue and why it waits."),
     "why": _Place("queues", "Why a job is where it is."),
     "nodes": _Place("cluster", "Nodes: what they have, use and enforce."),
-    "leader": _Place("cluster", "Who leads, and who led before."),
+    "leader": _Place("leader", "Who leads, who led before and why; transfer the lead."),
     "logs": _Place("output", "A job's stdout and stderr."),
     "result": _Place("output", "A job's result bytes."),
     "cancel": _Place("jobs", "Cancel jobs."),

@@ -19,7 +19,7 @@ from idl.ledger import (
     TermStarted,
     Waiting,
 )
-from idl.records import CancelJob, Command
+from idl.records import CancelJob, Command, TransferLeader
 from idl.units import format_bytes, format_ms
 
 
@@ -34,6 +34,8 @@ def _command(command: Command | None) -> str:
         return "an unreadable command"
     if isinstance(command, CancelJob):
         return f"cancel job {command.job}"
+    if isinstance(command, TransferLeader):
+        return f"transfer the lead to {command.to}" if command.to else "transfer the lead"
     return f"{'drain' if command.drain else 'use again'} node {command.node}"
 
 

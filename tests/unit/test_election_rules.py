@@ -29,6 +29,7 @@ class Net:
         self.events: list[tuple[int, int, Callable[[], None]]] = []
         self.ledger = PoolState()
         self.won: list[tuple[int, str, int]] = []
+        self.whys: list[tuple[str, str]] = []
         self.lost: list[tuple[str, str]] = []
         self.ballots: list[str] = []
         self.live: dict[str, Election] = {}
@@ -81,6 +82,7 @@ class Net:
                     self.send(name, e.BeaconReceived(beacon=effect.beacon))
                 case e.TakeRole():
                     self.won.append((self.now, name, effect.term))
+                    self.whys.append((name, effect.why))
                     self.after(2, lambda n=name, t=effect.term: self.append(n, t))  # type: ignore[misc]
                 case e.LoseRole():
                     self.lost.append((name, effect.reason))

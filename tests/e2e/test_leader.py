@@ -1,0 +1,136 @@
+"""The lead on real processes: handed over, taken over, told why; snapshots written and used."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from benchmarks.failover import Load
+from dataplane.ledger import read_ledger
+from dataplane.snapshots import newest_head
+from idl.ledger import TermStarted
+from idl.settings import ClusterSettings, SnapshotSettings
+from outrider.client.view import LedgerView
+from outrider.local.cluster import LocalCluster, LocalOptions
+
+pytestmark = pytest.mark.timeout(120)
+
+SNAPSHOT_EVERY = 1_000
+GAP_MS_MAX = 2_000
+"""Of a hand-over, on a machine that does other things as well; benchmarks tell the real figure."""
+WAIT_S = 30
+
+
+def _often(settings: ClusterSettings) -> ClusterSettings:
+    return replace(settings, snapshots=SnapshotSettings(every_entries=SNAPSHOT_EVERY))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    folder: Path = tmp_path_factory.mktemp("leader")
+    options = LocalOptions(name=f"leader-{folder.name}", folder=folder, tune=_often)
+    with LocalCluster.start(options) as local:
+        load = Load(local.settings)
+        try:
+            yield local
+        finally:
+            load.close()
+
+
+def outrider(cluster: LocalCluster, *words: str, code: int = 0) -> Any:
+    """A command's JSON answer, or its stderr where it has to fail."""
+    done = subprocess.run(
+        [sys.executable, "-m", "outrider.cli.main", *words, "--json",
+         "--config", str(cluster.config_path)],
+        capture_output=True, text=True, check=False, timeout=WAIT_S,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout) if not code else done.stderr
+
+
+def leads(cluster: LocalCluster) -> tuple[str, int]:
+    view = LedgerView(cluster.settings)
+    view.advance()
+    return view.leader, view.state.term
+
+
+def led_after(cluster: LocalCluster, term: int) -> str:
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        leader, now = leads(cluster)
+        if now > term:
+            return leader
+        time.sleep(0.1)
+    raise AssertionError("nobody took over")
+
+
+def gap_ms(cluster: LocalCluster, term: int) -> int:
+    """From the last entry before `term` to its first that decides something, by their clocks."""
+    last = 0
+    for _, entry in read_ledger(cluster.settings.kafka, cluster.settings.pool):
+        if entry.term >= term and not isinstance(entry.decisions[-1], TermStarted):
+            return entry.at_ms - last
+        last = entry.at_ms if entry.term < term else last
+    raise AssertionError(f"term {term} decided nothing")
+
+
+def test_the_lead_goes_to_whom_the_operator_names(cluster: LocalCluster) -> None:
+    for _ in range(3):
+        leader, term = leads(cluster)
+        successor = next(name for name in ("c3", "c2", "c1") if name != leader)
+        answer = outrider(cluster, "leader", "transfer", "--to", successor)
+        assert answer == {"from": leader, "leader": successor, "term": term + 1}
+        time.sleep(0.5)
+        assert gap_ms(cluster, term + 1) < GAP_MS_MAX
+    leader, _ = leads(cluster)
+    assert f"{leader} leads already" in outrider(
+        cluster, "leader", "transfer", "--to", leader, code=1
+    )
+    assert "not in the cluster file" in outrider(
+        cluster, "leader", "transfer", "--to", "c9", code=2
+    )
+
+
+def test_the_history_says_why_each_term_ended(cluster: LocalCluster) -> None:
+    leader, term = leads(cluster)
+    cluster.kill(leader, signal.SIGTERM)
+    second = led_after(cluster, term)
+    cluster.restart(leader)
+    time.sleep(2)
+    cluster.kill(second, signal.SIGKILL)
+    led_after(cluster, term + 1)
+    cluster.restart(second)
+    terms = {one["term"]: one for one in outrider(cluster, "leader")["terms"]}
+    assert terms[term]["ended"] == f"{leader} stepped down: shutdown"
+    assert terms[term + 1]["ended"] == f"the process of {second} is gone"
+    newest = terms[max(terms)]
+    assert newest["ended_ms"] is None and newest["ended"] == ""
+
+
+def test_a_coordinator_starts_from_a_snapshot_and_agrees_with_the_leader(
+    cluster: LocalCluster,
+) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while newest_head(cluster.settings.kafka, cluster.settings.pool) is None:
+        assert time.monotonic() < deadline, "no snapshot was written"
+        time.sleep(0.5)
+    leader, _ = leads(cluster)
+    standby = next(name for name in ("c1", "c2", "c3") if name != leader)
+    cluster.restart(standby)
+    log = Path(cluster.run.process(standby).log)
+    while "recovered from a snapshot" not in log.read_text():
+        assert time.monotonic() < deadline + WAIT_S, "the snapshot was not used"
+        time.sleep(0.2)
+    time.sleep(2)
+    assert "state differs" not in log.read_text()
+    audit = outrider(cluster, "audit")
+    assert audit["ok"] and audit["snapshot_matches"] is not False
+    fast = outrider(cluster, "audit", "--from-snapshot")
+    assert fast["ok"] and fast["from_offset"] >= SNAPSHOT_EVERY

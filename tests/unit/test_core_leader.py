@@ -1,0 +1,73 @@
+"""Handing the lead over, and what the next leader knows of the last one's end."""
+
+import pytest
+
+from controlplane.core import events as e
+from idl import ledger as d
+from idl.records import TransferLeader
+from tests.unit.core_builders import Hand, names, seen, spec
+from tests.unit.test_election_rules import TIMING, Net
+
+
+def led(size: int = 3) -> Net:
+    net = Net(size).run(3_000)
+    assert net.won[-1][1] == "c1"
+    return net
+
+
+def test_a_successor_stands_before_higher_ranks() -> None:
+    net = led()
+    net.step("c1", e.StepDown(reason="transfer ordered", to="c3"))
+    begun = net.now
+    net.run(1_000)
+    assert [(name, why) for name, why in net.whys[1:]] == [
+        ("c3", "c1 stepped down: transfer ordered")
+    ]
+    assert net.won[-1][0] - begun <= 10, "a few messages of 1 ms"
+
+
+def test_a_successor_that_is_gone_costs_a_moment() -> None:
+    net = led()
+    net.kill("c3", hint=False)
+    net.step("c1", e.StepDown(reason="transfer ordered", to="c3"))
+    begun = net.now
+    net.run(1_000)
+    assert net.won[-1][1] == "c2" and net.won[-1][0] - begun <= 2 * TIMING.stagger_ms + 10
+
+
+def test_without_a_wish_rank_decides() -> None:
+    net = led()
+    net.step("c1", e.StepDown(reason="shutdown"))
+    net.run(1_000)
+    assert net.whys[1:] == [("c2", "c1 stepped down: shutdown")]
+
+
+@pytest.mark.parametrize(
+    ("hint", "why"), [(True, "the process of c1 is gone"), (False, "c1 was not heard")]
+)
+def test_the_next_leader_says_why_the_last_one_ended(hint: bool, why: str) -> None:
+    net = led()
+    assert net.whys == [("c1", "nobody was heard")]
+    net.kill("c1", hint=hint)
+    net.run(3_000)
+    assert net.whys[1:] == [("c2", why)]
+
+
+def test_the_order_is_in_the_ledger_before_the_leader_steps_down() -> None:
+    hand = Hand()
+    hand.node(seen())
+    decisions = hand.command(TransferLeader(to="c2"))
+    assert names(decisions) == ["Commanded"]
+    (resigned,) = hand.take(e.Resign)
+    assert isinstance(resigned, e.Resign) and resigned.to == "c2"
+    assert resigned.reason == "transfer ordered by tester"
+    hand.step(e.SubmissionsRead(term=1, submissions=()))
+    hand.submit(spec("late"))
+    assert not hand.state.jobs, "what was undecided is the successor's"
+
+
+def test_nobody_hands_over_to_himself() -> None:
+    hand = Hand()
+    (decision,) = hand.command(TransferLeader(to="c1"))
+    assert isinstance(decision, d.Commanded) and decision.refused == "c1 leads already"
+    assert not hand.take(e.Resign)
