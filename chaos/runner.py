@@ -5,6 +5,7 @@ Whatever happens (Ctrl-C too), what was broken is healed and what was started is
 
 import hashlib
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -128,6 +129,7 @@ def _own(
 ) -> tuple[World, ClusterSettings]:
     shape = options.scenario.cluster
     folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{name}-"))
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
     mark_owner(folder)
     kinds = {spec.fault for spec in options.scenario.nemesis}
     world = World(
@@ -191,8 +193,8 @@ def _started(local: LocalOptions, options: RunOptions, say: Say) -> Iterator[Loc
     finally:
         for note in cluster.stop(say):
             say(note)
-        _keep_logs(cluster.place.logs, options.report / "logs")
-        LocalCluster.purge(cluster.place)
+        for source in (cluster.place.logs, cluster.place.broker):
+            _keep_logs(source, options.report / "logs")
 
 
 def _keep_logs(source: Path, target: Path) -> None:
