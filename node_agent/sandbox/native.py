@@ -196,7 +196,8 @@ class NativeSandbox:
                 sandbox._take_hello(await sandbox._hello)
                 await sandbox._listed
         except (SandboxUnavailable, TimeoutError, msgspec.ValidationError):
-            sandbox._process.kill()
+            if sandbox.alive:  # else its pid may be another's by now
+                sandbox._process.kill()
             await sandbox._abandon()
             return None
         return sandbox

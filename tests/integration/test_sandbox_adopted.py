@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from node_agent.launcher import main as launcher
+from node_agent.sandbox import channel, native
 from node_agent.sandbox.channel import SOCKET_NAME
 from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import MIB, SandboxOutcome, SandboxPlan, SandboxUnavailable
@@ -217,6 +219,27 @@ async def test_the_socket_is_ours_alone_and_serves_one_agent(tmp_path: Path) -> 
     await first.forget("a.1")
     await first.close()
     assert leftovers(f"{INSTANCE}-socket") == []
+
+
+def test_both_ends_speak_the_same_protocol() -> None:
+    assert native.PROTOCOL == launcher.PROTOCOL
+    assert channel.MESSAGE_BYTES_MAX == launcher.MESSAGE_BYTES_MAX
+
+
+async def test_a_launcher_that_speaks_otherwise_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await started("other", tmp_path)
+    task, running = begin(first, plan(first, "a.1", "sleep 4242"))
+    await running.wait()
+    await lose(first, task)
+    monkeypatch.setattr(native, "PROTOCOL", native.PROTOCOL + 1)
+    assert await NativeSandbox.adopt(settings("other"), tmp_path) is None
+    assert gone(first.launcher_pid)
+    monkeypatch.undo()
+    swept = await started("other", tmp_path)
+    await swept.close()
+    assert leftovers(f"{INSTANCE}-other") == []
 
 
 AGENT = """
