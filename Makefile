@@ -32,8 +32,11 @@ check: $(STAMP)  ## format, lint, types, who imports whom
 kafka: $(STAMP)  ## fetch Apache Kafka's jars, so that `outrider up --kafka apache` starts at once
 	$(BIN)/python -c 'from dataplane.broker.apache import fetch_jars; print(fetch_jars(print))'
 
-bench: $(STAMP)  ## jobs per second and submit-to-running, on both brokers
+bench: $(STAMP)  ## throughput on both brokers, losing the leader beside etcd, a thousand nodes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.failover
+	$(BIN)/python -m benchmarks.dds_scale
 
 lock: $(STAMP)  ## write constraints.txt from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable --disable-pip-version-check > constraints.txt

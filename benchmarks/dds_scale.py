@@ -161,10 +161,9 @@ def _until_joined(cluster: LocalCluster, wanted: int, console: Console) -> float
 def _jobs_per_s(cluster: LocalCluster, jobs: int) -> float:
     with Client(cluster.config_path) as client:
         begun = time.monotonic()
-        shape = {"cpu": "2", "memory": "1Gi"}
         handles = client.submit(
-            [Job(("/bin/true",), id=f"scale-{i}", **shape) for i in range(jobs)]
-        )  # type: ignore[arg-type] # a table of keyword arguments
+            [Job(("/bin/true",), id=f"scale-{i}", cpu="2", memory="1Gi") for i in range(jobs)]
+        )
         for handle in handles:
             handle.wait(300)
         return jobs / (time.monotonic() - begun)
