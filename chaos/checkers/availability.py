@@ -32,9 +32,14 @@ def decisions_at(history: History) -> list[float]:
     return [read.at_ms for read in of(EntryRead, history) if read.valid]
 
 
+def _hits_all(fault: FaultBegan) -> bool:
+    """Nobody decides without a leader and without the broker."""
+    return fault.hit_leader or "broker" in fault.targets
+
+
 def gaps(history: History) -> list[Gap]:
     """The longest silence of each fault. A silence between two decisions belongs to one fault: to
-    the first that hit the leader in it, else the first that began in it, else the newest before
+    the first that hit leader or broker in it, else the first that began in it, else the newest before
     it that was not healed for AFTER_HEALING_MS. It counts from the fault on, and only from the
     first submission in it: where nothing is asked there is nothing to decide."""
     heard = decisions_at(history)
@@ -46,7 +51,7 @@ def gaps(history: History) -> list[Gap]:
     }
     for start, end in itertools.pairwise(heard):
         inside = [fault for fault in began if start <= fault.at_ms < end]
-        guilty = next((fault for fault in inside if fault.hit_leader), next(iter(inside), None))
+        guilty = next(filter(_hits_all, inside), next(iter(inside), None))
         if guilty is None:
             open_ones = [
                 fault
