@@ -85,9 +85,12 @@ class IntentBook:
         for name in names:
             self._due.pop(name, None)
             job = state.jobs.get(name)
-            items = self._items(state, job) if job is not None else ()
-            if job is not None and items:
+            if job is None or job.phase not in PLACED:
+                continue
+            items = self._items(state, job)
+            if items:
                 by_node.setdefault(job.node, []).extend(items)
+            if items or state.nodes[job.node].lost:  # it may come back and must be told then
                 self._due[name] = now_ms + self._resend_ms
         for node, told in self._once.items():
             by_node.setdefault(node, []).extend(
@@ -108,9 +111,7 @@ class IntentBook:
         ]  # fmt: skip
 
     def _items(self, state: PoolState, job: Job) -> tuple[IntentItem, ...]:
-        """What the node must still be told about the current attempt of `job`."""
-        if job.phase not in PLACED:
-            return ()
+        """What the node must still be told about the current attempt of a placed job."""
         node = state.nodes[job.node]
         if node.lost:
             return ()

@@ -1,0 +1,230 @@
+"""One seed, one life: work and faults for a while, then calm, and everything must have ended."""
+
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from chaos.sim import faults
+from chaos.sim.cluster import Cluster
+from chaos.sim.plants import PLANTS, Plant
+from chaos.sim.world import START_MS, Line, Violation, World
+from controlplane.core import batch, cycle, inbox
+from dataplane.core.jobs import Phase
+from idl.errors import OutriderError
+from idl.jobs import JobSpec, Resources, Retry
+from idl.records import CancelJob, DrainNode
+
+ROUGH_MS: Final = 9_000
+"""How long faults begin."""
+CALM_MS: Final = 420_000
+"""Longest time after the last fault until everything has ended; clocks that were 90 s wrong leave
+jobs backing off for as long."""
+STARTED_WITHIN_MS: Final = 30_000
+"""In calm times an assigned attempt starts or ends within this (nothing is ever just forgotten)."""
+JOBS: Final = 20
+SMALL: Final[tuple[tuple[Any, str, int], ...]] = (
+    (batch, "LEDGER_BATCH_DECISIONS_MAX", 6), (cycle, "RESULT_DECISIONS_MAX", 3),
+    (inbox, "RESULTS_INBOX_MAX", 4), (inbox, "COMMANDS_INBOX_MAX", 2),
+    (inbox, "INBOX_RECORDS_MAX", 8), (inbox, "QUEUE_INBOX_MIN", 2),
+)  # fmt: skip
+"""Bounds of the product that half of the lives make small, so that they are met."""
+
+
+class Work(msgspec.Struct, frozen=True):
+    """One thing that a user or an operator does. `number` is its place in the plan."""
+
+    number: int
+    at_ms: int
+    kind: str
+    job: str = ""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """All that happens to the cluster from outside: what `shrink` takes pieces from."""
+
+    work: tuple[Work, ...]
+    faults: tuple[faults.Fault, ...]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one life. `violation` is "" where every invariant held."""
+
+    seed: int
+    digest: str
+    steps: int
+    ms: int
+    entries: int
+    counts: dict[str, int]
+    violation: str = ""
+    message: str = ""
+    about: tuple[str, ...] = ()
+    lines: tuple[Line, ...] = ()
+
+
+def plan(seed: int) -> Plan:
+    """Work and faults of a seed."""
+    dice = random.Random(f"outrider/{seed}/plan")
+    work: list[tuple[int, str, str]] = []
+    for number in range(JOBS):
+        name, at = f"job{number}", dice.randint(0, ROUGH_MS * 2 // 3)
+        work.append((at, "submit", name))
+        if dice.random() < 0.1:
+            work.append((at + 500, "submit", name))  # again: a duplicate
+        if dice.random() < 0.15:
+            work.append((at + dice.randint(0, 2_000), "cancel", name))
+    if dice.random() < 0.5:
+        work.append((dice.randint(0, 5_000), "poison", ""))
+    if dice.random() < 0.5:
+        at = dice.randint(500, 5_000)
+        work += [(at, "drain", "n2"), (at + dice.randint(500, 3_000), "undrain", "n2")]
+    items = tuple(Work(number, *item) for number, item in enumerate(sorted(work)))
+    return Plan(items, faults.plan(seed, ROUGH_MS))
+
+
+def _spec(seed: int, work: Work) -> JobSpec:
+    dice = random.Random(f"outrider/{seed}/spec/{work.job}/{work.number}")
+    gpus = dice.choice((0, 0, 0, 0, 1, 2))
+    never = dice.random() < 0.04
+    return JobSpec(
+        command=("true",),
+        env={"MS": str(dice.choice((5, 50, 400, 2_000)))},
+        resources=Resources(
+            cpu_millis=dice.choice((500, 1_000, 2_000)), gpus=8 if never else gpus
+        ),
+        priority=dice.choice((0, 0, 5)),
+        retry=Retry(max_attempts=4, backoff_ms=50),
+        start_within_ms=3_000 if never else dice.choice((0, 0, 0, 0, 1_500)),
+    )  # fmt: skip
+
+
+def _do(cluster: Cluster, work: Work) -> None:
+    match work.kind:
+        case "submit":
+            cluster.submit(work.job, _spec(cluster.seed, work))
+        case "cancel":
+            cluster.command(CancelJob(job=work.job))
+        case "poison":
+            cluster.submit("", None)
+        case "drain" | "undrain":
+            cluster.command(DrainNode(node=work.job, drain=work.kind == "drain"))
+
+
+@contextlib.contextmanager
+def _bounds(seed: int) -> Iterator[None]:
+    """Small bounds for every other seed."""
+    with contextlib.ExitStack() as undo:
+        for module, name, value in SMALL if seed % 2 else ():
+            undo.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
+        yield
+
+
+def live(
+    seed: int, *, given: Plan | None = None, plant: str = "", keep_story: bool = False,
+    coordinators: int = 0,
+) -> Outcome:  # fmt: skip
+    """One life. `given` replaces the seed's own plan; `plant` is a key of PLANTS."""
+    world = World(seed, keep_story=keep_story)
+    bug = PLANTS[plant]() if plant else None
+    found: tuple[str, str, tuple[str, ...]] = ("", "", ())
+    cluster = None
+    with _bounds(seed), bug.planted() if bug else contextlib.nullcontext():
+        try:
+            size = coordinators or random.Random(f"outrider/{seed}/size").choice((3, 3, 3, 1, 5))
+            cluster = Cluster(world, coordinators=size, plant=bug)
+            _pass(cluster, given or plan(seed), bug)
+        except Violation as error:
+            found = (error.name, str(error), error.about)
+        except OutriderError as error:
+            found = ("core-refuses", f"{type(error).__name__}: {error}", _named(str(error)))
+    world.counts["ms:simulated"] = world.now - START_MS
+    if found[0]:
+        world.note(f"VIOLATION {found[1]}", "fault")
+    return Outcome(
+        seed=seed, digest=world.story.digest, steps=world.steps, ms=world.now,
+        entries=len(cluster.kafka.ledger) if cluster else 0,
+        counts=dict(sorted(world.counts.items())),
+        violation=found[0], message=found[1], about=found[2], lines=tuple(world.story.lines),
+    )  # fmt: skip
+
+
+def _named(message: str) -> tuple[str, ...]:
+    """Jobs that an error of a core speaks of."""
+    words = message.replace("(", " ").replace(",", " ").replace("'", " ").split()
+    return tuple(
+        sorted({word.rstrip(":;") for word in words if word.startswith("job") and word != "job"})
+    )
+
+
+def _pass(cluster: Cluster, todo: Plan, bug: Plant | None) -> None:
+    world, start = cluster.world, cluster.world.now
+    for item in todo.work:
+        world.after(item.at_ms, lambda item=item: _do(cluster, item))  # type: ignore[misc]  # bound now
+    for fault in todo.faults:
+        world.after(fault.at_ms, lambda fault=fault: faults.strike(cluster, fault))  # type: ignore[misc]  # bound now
+    world.run_until(start + ROUGH_MS)
+    faults.heal(cluster)
+    world.note("CALM: every fault is over", "fault")
+    calm_since = world.now
+    names = sorted({item.job for item in todo.work if item.kind == "submit"})
+    ended = world.run_until(calm_since + CALM_MS, lambda: _at_rest(cluster, names, calm_since))
+    _judge(cluster, names, ended)
+
+
+def _at_rest(cluster: Cluster, names: list[str], calm_since: int) -> bool:
+    """Nothing is left to do, for the ledger and for every node."""
+    checker, now = cluster.checker, cluster.world.now
+    for name, known in checker.jobs.items():
+        since = max(known.since_ms, calm_since)
+        if known.phase is Phase.ASSIGNED and now - since > STARTED_WITHIN_MS:
+            raise Violation(
+                "nothing-forgotten", f"{name}/{known.attempt} was given to {known.node} and hangs "
+                f"for {now - since} ms in calm times", name, known.node,
+            )  # fmt: skip
+    return (
+        all(name in checker.ends for name in names)
+        and checker.refused + len(checker.jobs) >= cluster.submitted
+        and not checker.state.dead_letters_due
+        and not any(node.agent.core.known for node in cluster.nodes.values() if node.agent.alive)
+        and cluster.leader is not None
+        and all(p.read_to == len(cluster.kafka.ledger) for p in cluster.processes.values())
+    )
+
+
+def _judge(cluster: Cluster, names: list[str], ended: bool) -> None:
+    """2: every accepted submission has ended; nothing is left anywhere."""
+    checker, state = cluster.checker, cluster.checker.state
+    missing = [name for name in names if name not in checker.ends]
+    if missing:
+        told = "".join(state.jobs[m].told()[-1] for m in missing if m in state.jobs)
+        raise Violation("ends-once", f"never ended: {', '.join(missing)} {told}", *missing)
+    if checker.refused + len(checker.jobs) != cluster.submitted:
+        raise Violation("ends-once", f"{cluster.submitted} submissions, {len(checker.jobs)} jobs "
+                        f"and {checker.refused} refusals")  # fmt: skip
+    if state.dead_letters_due:
+        due = tuple(state.dead_letters_due)
+        raise Violation("dead-letter-lost", f"never stored: {', '.join(due)}", *due)
+    dead = {name for name, how in checker.ends.items() if how == "DeadLettered"}
+    for name in sorted(dead - checker.dead_letters.keys()):
+        raise Violation("dead-letter-lost", f"{name} is dead and has no dead letter", name)
+    if not ended:
+        held = {n.name: list(n.agent.core.known) for n in cluster.nodes.values() if n.agent.alive}
+        leader = cluster.leader.name if cluster.leader else "nobody"
+        raise Violation("comes-to-rest", f"{leader} leads, nodes remember {held}")
+    checker.replay(cluster.kafka.ledger)
+    last = state.state_hash()
+    for process in cluster.processes.values():
+        if process.core.state.state_hash() != last:
+            raise Violation("replay", f"{process.name} ends in another state", process.name)
+
+
+def add_up(outcomes: list[Outcome]) -> Counter[str]:
+    """Coverage of several lives."""
+    total: Counter[str] = Counter()
+    for outcome in outcomes:
+        total.update(outcome.counts)
+    return total

@@ -1,0 +1,297 @@
+"""One simulated coordinator process: the real Election and Coordinator, and the driver's duties.
+
+Does what `controlplane.coordinator` does, the simplest way: facts in order, effects in order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from chaos.sim.clock import ProcessClock
+from chaos.sim.network import Endpoint, Sealed
+from controlplane.core import events as e
+from controlplane.core.coordinator import Coordinator, Role
+from controlplane.core.election import Election
+from idl.codec import decode_entry
+from idl.control import AttemptStatus, Ballot, BallotReply, Beacon, NodeReport
+from idl.ids import CoordinatorId, Incarnation
+from idl.ledger import LedgerEntry
+
+if TYPE_CHECKING:
+    from chaos.sim.cluster import Cluster
+
+ENTRIES_PER_READ = 20
+RECORDS_PER_READ = 8
+HAND_OVER_MS = 8
+"""A poll thread hands records over later; by then the intake may be another one."""
+IDLE_MS = 200
+POLL_MS = 50
+QUEUE_PREFIX = "queue."
+
+
+class SimCoordinator:
+    """Alive until `die`; hung between `hang` and `wake`: what comes then waits for it."""
+
+    def __init__(self, cluster: Cluster, name: str, incarnation: int) -> None:
+        self.cluster, self.name, self.incarnation = cluster, name, incarnation
+        world, wall = cluster.world, cluster.walls[name]
+        self.world = world
+        self.dice = world.dice(f"process/{name}/{incarnation}")
+        self.clock = ProcessClock(world, wall, cluster.drift_ppm[name])
+        self.endpoint = Endpoint(cluster.network, name, incarnation, wall)
+        self.alive, self.hung, self.deaf_to_kafka = True, False, False
+        self.core = Coordinator(
+            CoordinatorId(name), Incarnation(incarnation), cluster.pool, cluster.policies,
+            cluster.timing,
+        )  # fmt: skip
+        self.election = Election(
+            f"scheduler/{cluster.pool}", name, incarnation, cluster.members,
+            cluster.election_timing, seed=cluster.seed * 1000 + incarnation,
+            now_ms=self.clock.now_ms,
+        )  # fmt: skip
+        self.read_to = 0
+        self.goal = len(cluster.kafka.ledger)
+        self.intake: e.OpenIntake | None = None
+        self.positions: dict[tuple[str, int], int] = {}
+        self.paused: set[tuple[str, str]] = set()
+        self._mailbox: deque[Callable[[], None]] = deque()
+        self._work: deque[Callable[[], None]] = deque()
+        self._working = False
+        self._nudged = False
+        cluster.network.attach(name, lambda message: self.guard(partial(self.open, message)))
+        if cluster.plant is not None:
+            cluster.plant.on_coordinator(self)
+        self.advanced()
+        world.after(1, self.pump)
+        world.after(1, self.tick)
+
+    # --- life ---------------------------------------------------------------------------------
+
+    @property
+    def leads(self) -> bool:
+        """This process believes that it leads."""
+        return self.alive and self.core.role is Role.LEADING
+
+    def guard(self, what: Callable[[], None]) -> None:
+        """Runs `what` if the process runs; a hung one finds it when it wakes."""
+        if self.alive and self.hung:
+            self._mailbox.append(what)
+        elif self.alive:
+            what()
+
+    def die(self) -> None:
+        """Nothing of it acts any more, but what it sent is on its way."""
+        self.alive = False
+
+    def wake(self) -> None:
+        """Goes on where it was: the zombie."""
+        self.hung = False
+        while self._mailbox and not self.hung and self.alive:
+            self._mailbox.popleft()()
+
+    def tick(self) -> None:
+        """The driver's timer."""
+        if not self.alive:
+            return
+        if not self.hung:
+            self.elect(e.Tick())
+            self.decide(e.Tick())
+        now = self.clock.now_ms
+        soon = min(
+            self.election.next_wakeup_ms(now), self.core.next_wakeup_ms(now) or now + IDLE_MS
+        )
+        self.world.after(max(soon - now, 1), self.tick)
+
+    # --- facts in -----------------------------------------------------------------------------
+
+    def open(self, message: Sealed) -> None:
+        """A control message arrived."""
+        refusal = self.endpoint.refusal(message)
+        if refusal:
+            self.world.count("network", refusal)
+            return
+        match message.body:
+            case Ballot() as ballot:
+                self.elect(e.BallotReceived(ballot=ballot))
+            case BallotReply() as reply:
+                self.elect(e.BallotReplyReceived(reply=reply))
+            case Beacon() as beacon:
+                self.elect(e.BeaconReceived(beacon=beacon))
+            case NodeReport() as report:
+                self.decide(e.NodeReported(report=report))
+            case AttemptStatus() as status:
+                self.decide(e.StatusReported(status=status))
+
+    def pump(self) -> None:
+        """A poll now and then, besides those that news cause."""
+        if self.alive:
+            self.nudge()
+            self.world.after(POLL_MS, self.pump)
+
+    def nudge(self) -> None:
+        """There is something new in Kafka, or there may be."""
+        if not self._nudged:
+            self._nudged = True
+            self.world.after(self.dice.randint(1, 6), self.poll)
+
+    def poll(self) -> None:
+        """Reads what is new in Kafka: the ledger always, the rest while the intake is open."""
+        self._nudged = False
+        usable = self.cluster.kafka.available and not self.deaf_to_kafka
+        if self.alive and not self.hung and usable:
+            self.read_ledger()
+            self.read_intake()
+
+    def read_ledger(self) -> None:
+        """Some entries, and what follows from each."""
+        ledger = self.cluster.kafka.ledger
+        before = self.read_to
+        for _ in range(ENTRIES_PER_READ):
+            if self.read_to >= len(ledger):
+                break
+            offset, self.read_to = self.read_to, self.read_to + 1
+            entry = decode_entry(offset, ledger[offset])
+            self.decide(e.LedgerRead(offset=offset, entry=entry))
+            self.cluster.checker.compare(self.name, self.core.state, offset)
+        if self.read_to != before:
+            self.advanced()
+            self.nudge()
+
+    def advanced(self) -> None:
+        """Tells the election how far this process is."""
+        self.elect(
+            e.LedgerAdvanced(
+                term=self.core.state.term, next_offset=self.read_to,
+                caught_up=self.read_to >= self.goal,
+            )
+        )  # fmt: skip
+
+    def read_intake(self) -> None:
+        """Queues, results and commands from where the intake was opened."""
+        for (topic, partition), records in self.cluster.kafka.records.items():
+            queue = topic.removeprefix(QUEUE_PREFIX) if topic.startswith(QUEUE_PREFIX) else ""
+            stream = "queue" if queue else topic
+            if self.intake is None or (stream, queue) in self.paused:
+                continue
+            start = self.positions.get((topic, partition), 0)
+            found = tuple(records[start : start + self.dice.randint(1, RECORDS_PER_READ)])
+            if found:
+                self.positions[(topic, partition)] = start + len(found)
+                self.nudge()
+                late = partial(self.hand_in, stream, self.intake.term, found)
+                self.world.after(HAND_OVER_MS, partial(self.guard, late))
+
+    def hand_in(self, stream: str, term: int, found: tuple[object, ...]) -> None:
+        """Records that a poll brought."""
+        if stream == "queue":
+            self.decide(e.SubmissionsRead(term=term, submissions=found))  # type: ignore[arg-type]  # a partition holds one kind
+        elif stream == "results":
+            self.decide(e.ResultsRead(term=term, results=found))  # type: ignore[arg-type]  # as above
+        else:
+            self.decide(e.CommandsRead(term=term, commands=found))  # type: ignore[arg-type]  # as above
+
+    # --- the loop: one fact at a time, its effects after it -----------------------------------
+
+    def elect(self, event: e.ElectionEvent) -> None:
+        """Hands a fact to the election."""
+        self._do(partial(self._elect, event))
+
+    def decide(self, event: e.CoordinatorEvent) -> None:
+        """Hands a fact to the coordinator core."""
+        self._do(partial(self._decide, event))
+
+    def _do(self, what: Callable[[], None]) -> None:
+        self._work.append(what)
+        if self._working:
+            return
+        self._working = True
+        try:
+            while self._work:
+                self._work.popleft()()
+        finally:
+            self._working = False
+
+    def _elect(self, event: e.ElectionEvent) -> None:
+        for effect in self.election.step(event, self.clock.now_ms):
+            match effect:
+                case e.SendBallot(ballot=ballot):
+                    self.to_peers("ballot", ballot)
+                case e.SendBallotReply(reply=reply):
+                    self.to_peers("reply", reply)
+                case e.SendBeacon(beacon=beacon):
+                    self.to_peers("beacon", beacon)
+                case e.TakeRole(term=term):
+                    self.world.count("election", "elected")
+                    self.world.note(f"{self.name} elected for term {term}", f"t{term}", self.name)
+                    self.decide(e.RoleWon(term=term, why="elected"))
+                case e.LoseRole(reason=reason):
+                    self.world.count("election", "deposed")
+                    self.world.note(f"{self.name} no longer elected: {reason}", self.name)
+                    self.decide(e.RoleLost(reason=reason))
+
+    def _decide(self, event: e.CoordinatorEvent) -> None:
+        for effect in self.core.step(event, self.clock.now_ms):
+            self._perform(effect)
+        self.cluster.checker.after_step(self)
+
+    # --- effects out --------------------------------------------------------------------------
+
+    def _perform(self, effect: e.CoordinatorEffect) -> None:
+        cluster = self.cluster
+        match effect:
+            case e.Append(entry=entry):
+                cluster.checker.appending(self, entry)
+                cluster.kafka.append(entry, partial(self.guard, partial(self.not_appended, entry)))
+            case e.OpenIntake(positions=positions):
+                self.intake, self.paused = effect, set()
+                self.positions = {(p.topic, p.partition): p.next_offset for p in positions}
+            case e.CloseIntake():
+                self.intake = None
+            case e.SetIntake(stream=stream, on=on, queue=queue):
+                self.world.count("intake", "resumed" if on else "paused")
+                (self.paused.discard if on else self.paused.add)((stream, queue))
+            case e.SendIntent(intent=intent):
+                cluster.checker.sending(self, intent)
+                self.send(intent.node, "intent", intent.node, intent)
+            case e.WriteDeadLetter(letter=letter):
+                delay = self.dice.randint(1, 60)
+                self.world.after(delay, partial(self.guard, partial(self.bury, letter.key)))
+            case e.Leading(term=term):
+                self.world.note(f"{self.name} leads term {term}", f"t{term}", self.name)
+            case e.Resign(reason=reason):
+                self.world.count("election", "resigned")
+                self.world.note(f"{self.name} resigns: {reason}", self.name)
+                self.elect(e.StepDown(reason=reason))
+            case e.ShowKafka(stalled=stalled):
+                self.world.count("log", "stall_shown" if stalled else "stall_over")
+                self.elect(e.KafkaShown(stalled=stalled))
+            case e.PublishQueueState():
+                pass
+
+    def not_appended(self, entry: LedgerEntry) -> None:
+        """The producer gave up."""
+        self.decide(
+            e.AppendFailed(term=entry.term, seq=entry.seq, retryable=True, reason="timed out")
+        )
+
+    def bury(self, key: str) -> None:
+        """The dead letter is in Kafka, as soon as there is one."""
+        if not self.cluster.kafka.available:
+            self.world.after(100, partial(self.guard, partial(self.bury, key)))
+            return
+        self.cluster.checker.dead_letters[key] = self.cluster.checker.dead_letters.get(key, 0) + 1
+        self.decide(e.DeadLetterWritten(key=key))
+
+    def to_peers(self, topic: str, body: object) -> None:
+        """To every other coordinator."""
+        message = self.endpoint.seal(topic, "role", body)
+        for peer in self.cluster.members:
+            if peer.name != self.name:
+                self.cluster.network.send(self.name, peer.name, message)
+
+    def send(self, to: str, topic: str, key: str, body: object) -> None:
+        """To one process."""
+        self.cluster.network.send(self.name, to, self.endpoint.seal(topic, key, body))
