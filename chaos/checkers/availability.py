@@ -39,8 +39,8 @@ def _hits_all(fault: FaultBegan) -> bool:
 
 def gaps(history: History) -> list[Gap]:
     """The longest silence of each fault. A silence between two decisions belongs to one fault: to
-    the first that hit leader or broker in it, else the first that began in it, else the newest before
-    it that was not healed for AFTER_HEALING_MS. It counts from the fault on, and only from the
+    the first that hit leader or broker in it, else the first that began in it, else the newest
+    before it that was not healed for AFTER_HEALING_MS. It counts from the fault on, and only from the
     first submission in it: where nothing is asked there is nothing to decide."""
     heard = decisions_at(history)
     asked = [event.at_ms for event in of(Invoked, history)]
