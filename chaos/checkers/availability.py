@@ -3,12 +3,12 @@
 import itertools
 from bisect import bisect_left
 from statistics import median
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from chaos.checkers.verdict import Verdict
 from chaos.history import EntryRead, FaultBegan, FaultHealed, History, Invoked, of
 
-AFTER_HEALING_MS = 5_000.0
+AFTER_HEALING_MS: Final = 5_000.0
 """A fault answers for the silence that begins before this long after its healing."""
 
 
@@ -38,10 +38,13 @@ def _hits_all(fault: FaultBegan) -> bool:
 
 
 def gaps(history: History) -> list[Gap]:
-    """The longest silence of each fault. A silence between two decisions belongs to one fault: to
-    the first that hit leader or broker in it, else the first that began in it, else the newest
-    before it that was not healed for AFTER_HEALING_MS. It counts from the fault on, and only from the
-    first submission in it: where nothing is asked there is nothing to decide."""
+    """The longest silence of each fault.
+
+    A silence between two decisions belongs to one fault: to the first that hit leader or broker in
+    it, else the first that began in it, else the newest before it that was not healed for
+    AFTER_HEALING_MS. It counts from the fault on, and only from the first submission in it: where
+    nothing is asked there is nothing to decide.
+    """
     heard = decisions_at(history)
     asked = [event.at_ms for event in of(Invoked, history)]
     healed = {event.fault: event.at_ms for event in of(FaultHealed, history)}
