@@ -151,8 +151,10 @@ class CoordinatorProcess:
             self._read_ledger,
             loop=loop,
             on_error=self._crew.fail,
+            on_stall=self._ledger_stalled,
         )
         self._reader.start()
+        self._intake.warm_up()
         self._goal = await self._reader.end_offset()
         self._link.start()
         self._note_progress()
@@ -202,7 +204,7 @@ class CoordinatorProcess:
         if self._timer is not None:
             self._timer.cancel()
         self._crew.cancel()
-        self._intake.close()
+        self._intake.end()
         self._link.close()
         await self._reader.aclose()
         await self._writer.aclose()
@@ -254,6 +256,9 @@ class CoordinatorProcess:
                 ),
             )
         )
+
+    def _ledger_stalled(self, stalled: bool, reason: str) -> None:
+        self._to_core(ev.LedgerStalled(stalled=stalled, reason=reason))
 
     def _take_in(self, events: list[IntakeEvent]) -> None:
         self._work.extend(("core", event) for event in events)
@@ -336,6 +341,7 @@ class CoordinatorProcess:
                 self._intake.open(term, positions)
             case ev.CloseIntake():
                 self._intake.close()
+                self._intake.warm_up()
             case ev.SetIntake():
                 self._intake.set(effect)
             case ev.WriteDeadLetter(letter=letter):

@@ -110,6 +110,8 @@ class Intake:
         self._deliver = deliver
         self._on_error = on_error
         self._tail: Tail | None = None
+        self._warm: Tail | None = None
+        """Connected and waiting for `open`: connecting takes longer than an election."""
         self._term = 0
         self._next: dict[tuple[str, int], int] = {}
 
@@ -120,16 +122,26 @@ class Intake:
         start = dict.fromkeys(self._partitions, BEGINNING)
         start |= {(p.topic, p.partition): p.next_offset for p in positions}
         self._next = {key: max(0, offset) for key, offset in start.items()}
+        self.warm_up()
+        self._tail, self._warm = self._warm, None
+        if self._tail is not None:
+            self._tail.go(start)
+
+    def warm_up(self) -> None:
+        """Connects ahead of `open`, if that is not done."""
+        if self._warm is not None:
+            return
         tail = Tail(
             self._settings,
-            start,
+            dict.fromkeys(self._partitions, BEGINNING),
             lambda records: self._read(tail, records),
             loop=asyncio.get_running_loop(),
             on_error=self._on_error,
             name="intake",
+            standby=True,
         )
-        self._tail = tail
         tail.start()
+        self._warm = tail
 
     def set(self, order: SetIntake) -> None:
         """Pauses or resumes one stream."""
@@ -148,6 +160,16 @@ class Intake:
     def close(self) -> None:
         """Stops reading; safe to call at any time."""
         tail, self._tail = self._tail, None
+        self._end(tail)
+
+    def end(self) -> None:
+        """Stops for good."""
+        self.close()
+        tail, self._warm = self._warm, None
+        self._end(tail)
+
+    @staticmethod
+    def _end(tail: Tail | None) -> None:
         if tail is not None:
             asyncio.get_running_loop().run_in_executor(None, tail.close)
 

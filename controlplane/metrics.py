@@ -22,6 +22,9 @@ class Metrics:
         self._stalled = Gauge(
             "outrider_kafka_stalled", "1 while the ledger takes no appends.", names
         ).labels(**labels)
+        self._stalled_since = Gauge(
+            "outrider_kafka_stalled_since_seconds", "When it began (epoch); 0 for no stall.", names
+        ).labels(**labels)
         self._refused = Counter(
             "outrider_control_messages_refused", "Refused control messages.", [*names, "reason"]
         )
@@ -45,6 +48,7 @@ class Metrics:
         self._leading.set(1 if core.role is Role.LEADING else 0)
         self._offset.set(core.state.next_offset)
         self._stalled.set(1 if core.kafka_stalled else 0)
+        self._stalled_since.set(core.kafka_stalled_since_ms / 1000)
         for reason, count in refused.items():
             grown = count - self._counted.get(reason, 0)
             if grown:

@@ -41,6 +41,9 @@ BLOCKED_S_MAX: Final = 1.0
 """How long a full tail just waits. Then it pauses its partitions, so that it can go on asking
 whether the broker lives; pausing throws away what was read ahead, so not at once."""
 WATERMARK_TIMEOUT_S: Final = 2.0
+CHECK_AFTER_GO_S: Final = 0.2
+"""A tail that leaves its standby reads first: asking where partitions end takes a round trip each,
+and Apache Kafka itself refuses a position that does not exist."""
 
 
 class Tail:
@@ -65,8 +68,12 @@ class Tail:
         on_stall: Callable[[bool, str], None] | None = None,
         unacknowledged_max: int = INBOX_RECORDS_MAX,
         name: str = "tail",
+        standby: bool = False,
     ) -> None:
-        """`start`: (topic, partition) → first offset wanted, or BEGINNING or END."""
+        """`start`: (topic, partition) → first offset wanted, or BEGINNING or END.
+
+        `standby`: connects, finds the partitions' leaders, and reads nothing before `go`.
+        """
         self._settings = settings
         self._on_records = on_records
         self._on_error = on_error
@@ -83,6 +90,8 @@ class Tail:
         self._commands: queue.SimpleQueue[Callable[[Consumer], None]] = queue.SimpleQueue()
         self._watch = BrokerWatch()
         self._checked = False
+        self._check_at_s = 0.0
+        self._standby = standby
         self._assigned = False
         self._ending = threading.Event()
         self._ended = False
@@ -117,6 +126,17 @@ class Tail:
             self._checked = self._assigned = False
 
         self._commands.put(move)
+
+    def go(self, start: Mapping[tuple[str, int], int]) -> None:
+        """Ends the standby: reads from `start` at once, and checks the positions while it reads."""
+        following = {Partition(*where): offset for where, offset in start.items()}
+
+        def read(consumer: Consumer) -> None:
+            self._next, self._standby = following, False
+            self._checked, self._check_at_s = False, time.monotonic() + CHECK_AFTER_GO_S
+            self._assign(consumer)
+
+        self._commands.put(read)
 
     async def end_offsets(self, timeout_s: float = 5.0) -> dict[tuple[str, int], int]:
         """Next offset to be written, per partition. Raises BrokerUnavailableError."""
@@ -205,8 +225,11 @@ class Tail:
     def _step(self, consumer: Consumer) -> None:
         """Commands, then what was read; the check of positions waits for a broker to answer."""
         self._do_commands(consumer)
-        if not self._checked:
+        if not self._checked and time.monotonic() >= self._check_at_s:
             self._check_positions(consumer)
+        if self._standby:
+            self._wait_for_go(consumer)
+            return
         if self._checked and not self._assigned:
             self._assign(consumer)
         if self._is_full():
@@ -230,6 +253,13 @@ class Tail:
             else:
                 batch.append(record_of(message))
         self._hand_over(batch)
+
+    def _wait_for_go(self, consumer: Consumer) -> None:
+        """On the commands, for a poll cannot be woken; callbacks are served between."""
+        with contextlib.suppress(queue.Empty):
+            self._commands.get(timeout=POLL_S)(consumer)
+        if self._standby:
+            consumer.poll(0)
 
     def _do_commands(self, consumer: Consumer) -> None:
         with contextlib.suppress(queue.Empty):
@@ -307,6 +337,8 @@ class Tail:
                 low, high = self._marks(consumer, where, WATERMARK_TIMEOUT_S)
             except BrokerUnavailableError:
                 return  # asked again in the next step; the watch reports the stall
+            if self._standby:
+                continue  # asked only to be connected; `go` brings the positions
             if offset < 0:
                 self._next[where] = low if offset == BEGINNING else high
             elif not low <= offset <= high:

@@ -38,6 +38,7 @@ from controlplane.core.events import (
     DeadLetterWritten,
     Leading,
     LedgerRead,
+    LedgerStalled,
     NodeReported,
     OpenIntake,
     Position,
@@ -118,6 +119,8 @@ class Coordinator:
         self.term = 0
         """The term that this process started or tries to start; 0 as a standby."""
         self.kafka_stalled = False
+        self.kafka_stalled_since_ms = 0
+        """Epoch ms at which the stall was noticed; 0 while there is none."""
         self.diverged = ""
         """Why this state cannot be trusted; "" while nothing speaks against it."""
         self._digests = DigestWatch()
@@ -208,9 +211,8 @@ class Coordinator:
                 self._take_records(event)
             case NodeReported() | StatusReported():
                 self._take_message(event, now_ms)
-            case StateClaimed():
-                if event.beacon.leader != self.name:
-                    self._compare(self._digests.heard(event.beacon, self.state.next_offset))
+            case LedgerStalled() | StateClaimed():
+                self._take_warning(event, now_ms)
             case DeadLetterWritten():
                 if event.key in self.state.dead_letters_due:
                     self._inputs.dead_letters_written[event.key] = None
@@ -322,9 +324,19 @@ class Coordinator:
         if now_ms - flight.since_ms >= APPEND_STALL_MS:
             self._show_kafka(stalled=True, reason="an append was not read back in time")
 
+    def _take_warning(self, event: LedgerStalled | StateClaimed, now_ms: int) -> None:
+        if isinstance(event, StateClaimed):
+            if event.beacon.leader != self.name:
+                self._compare(self._digests.heard(event.beacon, self.state.next_offset))
+            return
+        overdue = self._flight is not None and now_ms - self._flight.since_ms >= APPEND_STALL_MS
+        if self.role is not Role.STANDBY and (event.stalled or not overdue):
+            self._show_kafka(stalled=event.stalled, reason=event.reason)
+
     def _show_kafka(self, *, stalled: bool, reason: str = "") -> None:
         if stalled is not self.kafka_stalled:
             self.kafka_stalled = stalled
+            self.kafka_stalled_since_ms = self._last_step_ms if stalled else 0
             self._out.append(ShowKafka(stalled=stalled, reason=reason))
 
     def _read_back(self, read: LedgerRead, now_ms: int) -> None:

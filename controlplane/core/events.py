@@ -261,6 +261,14 @@ class BacklogMeasured(_Fact, frozen=True, kw_only=True):
     unread: int
 
 
+class LedgerStalled(_Fact, frozen=True, kw_only=True):
+    """The broker of the ledger stopped to answer readers (or answers again): this shows a stall
+    also to a leader that has nothing to append."""
+
+    stalled: bool
+    reason: str = ""
+
+
 class StateClaimed(_Fact, frozen=True, kw_only=True):
     """A leader's beacon: it says where in the ledger it is and what its state is there."""
 
@@ -270,7 +278,7 @@ class StateClaimed(_Fact, frozen=True, kw_only=True):
 CoordinatorEvent = (
     Tick | RoleWon | RoleLost | LedgerRead | AppendFailed | SubmissionsRead | ResultsRead
     | CommandsRead | NodeReported | StatusReported | DeadLetterWritten | BacklogMeasured
-    | StateClaimed
+    | LedgerStalled | StateClaimed
 )  # fmt: skip
 
 # --- Coordinator: effects -------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """`status`, `nodes`, `drain`: the pool as the ledger and Kafka tell it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from dataplane.core.nodes import Node
     from dataplane.core.state import PoolState
     from outrider.client.view import LedgerView
+    from outrider.local.record import ProcessRecord
+
+STATUS_TIMEOUT_S: Final = 2.0
+"""A broker that is well says in milliseconds how many there are."""
+METRICS_TIMEOUT_S: Final = 0.5
+"""A coordinator on this machine answers in a millisecond, or is paused."""
+STALLED_METRIC: Final = "outrider_kafka_stalled_since_seconds{"
 
 
 def node_state(node: "Node") -> str:
@@ -90,27 +97,77 @@ def nodes(session: Session) -> None:
     session.answer(documents, lambda: _show_nodes(documents))
 
 
-def _local_processes(session: Session) -> list[dict[str, Any]]:
+def _local_records(session: Session) -> "tuple[ProcessRecord, ...]":
     """Processes of the local cluster that the cluster file belongs to, if it is one."""
     from outrider.client.config import find_config
     from outrider.local.record import Layout
 
     place = Layout("", find_config(session.config).parent)
     run = place.read_run()
-    if run is None:
-        return []
+    return () if run is None else tuple(run.processes)
+
+
+def _local_processes(session: Session) -> list[dict[str, Any]]:
     return [
         {"process": record.name, "role": record.role, "alive": record.alive}
-        for record in run.processes
+        for record in _local_records(session)
     ]
+
+
+def stalled_since_ms(session: Session) -> int:
+    """When the leader on this machine noticed that Kafka stalls, epoch ms; 0: it did not, or none
+    is here. Kafka itself cannot be asked then, and the CLI does not speak DDS: its /metrics can."""
+    import http.client
+
+    since = 0
+    for record in _local_records(session):
+        if record.role != "coordinator" or not record.alive:
+            continue
+        asked = http.client.HTTPConnection(
+            record.metrics_address, record.metrics_port, timeout=METRICS_TIMEOUT_S
+        )
+        try:
+            asked.request("GET", "/metrics")
+            page = asked.getresponse().read().decode("utf-8", "replace")
+        except (OSError, http.client.HTTPException):
+            continue  # paused or just gone: another one may lead
+        finally:
+            asked.close()
+        for line in page.splitlines():
+            if line.startswith(STALLED_METRIC):
+                since = max(since, int(float(line.rsplit(" ", 1)[1]) * 1000))
+    return since
+
+
+def _reachable(session: Session) -> int:
+    """How many brokers there are. Raises BrokerUnavailableError, with what the leader says."""
+    from dataplane.kafka import check_reachable
+    from idl.errors import BrokerUnavailableError
+
+    try:
+        return check_reachable(session.settings.kafka, STATUS_TIMEOUT_S)
+    except BrokerUnavailableError as error:
+        since = stalled_since_ms(session)
+        if not since:
+            raise
+        raise BrokerUnavailableError(
+            f"Kafka stalled since {_clock(since)} ({age(now_ms(), since)}): nothing is decided, "
+            f"what runs goes on, and the leader waits for the broker at "
+            f"{session.settings.kafka.bootstrap}"
+        ) from error
+
+
+def _clock(at_ms: int) -> str:
+    from datetime import UTC, datetime
+
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC).astimezone():%H:%M:%S}"
 
 
 def status_document(session: Session) -> dict[str, Any]:
     """Everything `status` shows. Raises BrokerUnavailableError."""
-    from dataplane.kafka import check_reachable
-
     settings = session.settings
-    brokers = check_reachable(settings.kafka)
+    brokers = _reachable(session)
+    stalled = stalled_since_ms(session)
     view: LedgerView = session.view()
     state = view.state
     last = state.terms[-1] if state.terms else None
@@ -118,7 +175,8 @@ def status_document(session: Session) -> dict[str, Any]:
         "cluster": settings.cluster,
         "pool": settings.pool,
         "kafka": {
-            "state": "ok",
+            "state": "stalled" if stalled else "ok",
+            "stalled_since_ms": stalled,
             "brokers": brokers,
             "bootstrap": settings.kafka.bootstrap,
             "kind": settings.kafka.kind,
@@ -149,6 +207,8 @@ def _show_status(document: dict[str, Any]) -> None:
         else "none: nobody has led yet"
     )
     click.echo(f"cluster  {document['cluster']}, pool {document['pool']}")
+    if kafka["stalled_since_ms"]:
+        kafka["state"] = f"stalled since {_clock(kafka['stalled_since_ms'])}"
     click.echo(f"kafka    {kafka['state']}, {brokers} at {kafka['bootstrap']}{durable}")
     click.echo(f"leader   {led}")
     click.echo(

@@ -1,5 +1,6 @@
 """The lead on real processes: handed over, taken over, told why; snapshots written and used."""
 
+import itertools
 import json
 import signal
 import subprocess
@@ -16,9 +17,10 @@ from benchmarks.failover import Load
 from dataplane.ledger import read_ledger
 from dataplane.snapshots import newest_head
 from idl.ledger import TermStarted
-from idl.settings import ClusterSettings, SnapshotSettings
+from idl.settings import ClusterSettings, ElectionSettings, SnapshotSettings
 from outrider.client.view import LedgerView
 from outrider.local.cluster import LocalCluster, LocalOptions
+from tests.integration.conftest import require_apache
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -134,3 +136,52 @@ def test_a_coordinator_starts_from_a_snapshot_and_agrees_with_the_leader(
     assert audit["ok"] and audit["snapshot_matches"] is not False
     fast = outrider(cluster, "audit", "--from-snapshot")
     assert fast["ok"] and fast["from_offset"] >= SNAPSHOT_EVERY
+
+
+STALL_S = 5.0
+
+
+def _patiently(settings: ClusterSettings) -> ClusterSettings:
+    """A busy machine must not depose a leader here: this is about Kafka."""
+    return replace(settings, election=ElectionSettings(heartbeat_ms=200, timeout_ms=4_000))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["embedded", pytest.param("apache", marks=pytest.mark.apache)])
+def test_a_stalled_kafka_is_shown_and_deposes_nobody(kind: str, tmp_path: Path) -> None:
+    if kind == "apache":
+        require_apache()
+    options = LocalOptions(
+        name=f"stall-{kind}", folder=tmp_path / "cluster", kafka=kind, tune=_patiently
+    )
+    with LocalCluster.start(options) as local:
+        load = Load(local.settings)
+        try:
+            time.sleep(3)
+            before = leads(local)
+            brokers = [r for r in local.run.processes if r.role == "broker"]
+            for record in brokers:
+                local.kill(record.name, signal.SIGSTOP)
+            try:
+                time.sleep(STALL_S)
+                said = outrider(local, "status", code=4)
+            finally:
+                for record in brokers:
+                    local.kill(record.name, signal.SIGCONT)
+            assert "Kafka stalled since" in said and len(said.splitlines()) == 1
+            deadline = time.monotonic() + WAIT_S
+            while outrider(local, "status")["kafka"]["state"] != "ok":
+                assert time.monotonic() < deadline, "it did not end by itself"
+                time.sleep(0.5)
+        finally:
+            load.close()
+        assert leads(local) == before, "nobody resigned, nobody stood"
+        audit = outrider(local, "audit")
+        assert audit["ok"] and audit["attempts"] == audit["accepted"], "nothing was placed twice"
+        assert gap_of_decisions_ms(local) >= STALL_S * 900, "nothing was decided meanwhile"
+
+
+def gap_of_decisions_ms(cluster: LocalCluster) -> int:
+    """The longest time between two entries of the ledger."""
+    times = [e.at_ms for _, e in read_ledger(cluster.settings.kafka, cluster.settings.pool)]
+    return max(after - before for before, after in itertools.pairwise(times))

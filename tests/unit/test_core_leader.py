@@ -71,3 +71,28 @@ def test_nobody_hands_over_to_himself() -> None:
     (decision,) = hand.command(TransferLeader(to="c1"))
     assert isinstance(decision, d.Commanded) and decision.refused == "c1 leads already"
     assert not hand.take(e.Resign)
+
+
+def test_an_idle_leader_shows_a_stall_that_its_reader_noticed() -> None:
+    hand = Hand()
+    hand.step(e.LedgerStalled(stalled=True, reason="no broker is connected"))
+    assert hand.core.kafka_stalled and hand.core.kafka_stalled_since_ms == hand.now
+    hand.step(e.LedgerStalled(stalled=False))
+    assert not hand.core.kafka_stalled and hand.core.kafka_stalled_since_ms == 0
+    shown = [x.stalled for x in hand.take(e.ShowKafka) if isinstance(x, e.ShowKafka)]
+    assert shown == [True, False]
+
+
+def test_an_append_that_is_overdue_is_a_stall_whatever_the_reader_says() -> None:
+    hand = Hand()
+    hand.now += 1
+    submission = e.Submission(source=hand.next_source("q"), queue="default", spec=spec("a"))
+    hand.step(e.SubmissionsRead(term=1, submissions=(submission,)))
+    for _ in range(4):
+        hand.now += 1_000
+        hand.step(e.Tick())
+    assert hand.core.kafka_stalled
+    hand.step(e.LedgerStalled(stalled=False))
+    assert hand.core.kafka_stalled
+    hand.settle()
+    assert not hand.core.kafka_stalled
