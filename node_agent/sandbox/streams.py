@@ -29,7 +29,8 @@ class OutputPump:
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self._loop.create_future()
         self.bytes_seen = seen
-        self.truncated = False
+        # An earlier reader that handed on all there was room for has discarded the rest.
+        self.truncated = 0 < bytes_max <= seen
         os.set_blocking(fd, False)
         self._loop.add_reader(fd, self._on_readable)
 

@@ -170,6 +170,19 @@ async def test_a_payload_is_whole_although_its_agent_died(tmp_path: Path) -> Non
     assert leftovers(f"{INSTANCE}-payload") == []
 
 
+async def test_what_an_earlier_agent_discarded_is_told(tmp_path: Path) -> None:
+    first = await started("cut", tmp_path)
+    early = bytearray()
+    job = plan(first, "a.1", "echo 0123456789; sleep 0.3; exit 0", stdout_bytes_max=4)
+    task, _ = begin(first, job, b"", early)
+    await until(lambda: early == b"0123", "no output")
+    await lose(first, task)
+    second = await adopted("cut", tmp_path)
+    outcome = await second.resume(job, {"stdout": 4})
+    assert outcome.output_truncated and outcome.stdout_bytes == 4
+    await second.close()
+
+
 async def test_an_orphan_is_killed_after_its_grace(tmp_path: Path) -> None:
     first = await started("grace", tmp_path, orphan_grace_s=0.3)
     task, running = begin(first, plan(first, "a.1", "trap '' TERM; sleep 4242"))
