@@ -62,14 +62,17 @@ class Breaker:
         todo = list(plan)
         try:
             while not self._stopping.is_set() and time.monotonic() - start < duration_s:
-                now = time.monotonic() - start
-                self._heal_due(now)
-                while todo and todo[0].at_s <= now:
-                    self._begin(todo.pop(0), now)
-                self.look()
+                self.tick(todo, time.monotonic() - start)
                 self._stopping.wait(TICK_S)
         finally:
             self.heal_all()
+
+    def tick(self, todo: list[PlannedFault], now: float) -> None:
+        """Heals and begins (and takes from `todo`) what is due `now` s after the load began."""
+        self._heal_due(now)
+        while todo and todo[0].at_s <= now:
+            self._begin(todo.pop(0), now)
+        self.look()
 
     def stop(self) -> None:
         """Ends `run` soon; it heals on its way out."""
