@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from controlplane.core import events as ev
 from controlplane.core.coordinator import Coordinator, Role
 from controlplane.core.election import Election, ElectionTiming, Member, Standing
-from controlplane.hints import Hints
+from controlplane.hints import Hints, require_alone
 from controlplane.intake import Intake, IntakeEvent, Partitions
 from controlplane.metrics import Metrics
 from controlplane.priority import Timing, choose_timing, raise_priority
@@ -447,6 +447,7 @@ def main(argv: list[str] | None = None) -> int:
 
     async def serve(stopping: asyncio.Event) -> None:
         settings = load_cluster(options.config, os.environ)
+        require_alone(settings.coordinator(options.name))
         timing = choose_timing(raise_priority(), settings.election)
         log.info("election timing", extra=timing._asdict())
         if len(settings.coordinators) == 1:

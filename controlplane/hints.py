@@ -6,12 +6,14 @@ election start a pre-vote at once (`PeerGone`). Nothing is ever read from or wri
 """
 
 import asyncio
+import errno
 import logging
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from idl.errors import PlatformFaultError
+from idl.errors import ConfigError, PlatformFaultError
 from idl.settings import CoordinatorPeer
 
 RECONNECT_S: Final = 0.2
@@ -19,6 +21,23 @@ RECONNECT_S: Final = 0.2
 CONNECT_TIMEOUT_S: Final = 2.0
 
 log = logging.getLogger(__name__)
+
+
+def require_alone(own: CoordinatorPeer) -> None:
+    """Raises ConfigError where the member's UDP port is taken: it runs already, as a rule.
+
+    Looked at before anything is started; DDS would say it with a riddle a second later.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((own.address, own.dds_port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                return  # a name, or no address of this machine: DDS will tell
+            raise ConfigError(
+                f"coordinator {own.name} runs already, or another program has its UDP port "
+                f"{own.address}:{own.dds_port}; stop that one, or give each a name of its own"
+            ) from error
 
 
 class Hints:
