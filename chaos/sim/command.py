@@ -172,17 +172,18 @@ def _trace(seed: int, plant: str, *, story: bool) -> bool:
 @click.option("--trace", is_flag=True, help="Print each seed's digest (with --plant: the story).")
 @click.option("--story", is_flag=True, help="With --trace: who led, which faults.")
 @click.option("--model", "check_model", is_flag=True, help="Explore the small model instead.")
+@click.option("--wide", is_flag=True, help="With --model: the wide scope, millions of states.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def simulate(
     seeds: int, first: int, jobs: int, minutes: float, plant: str, trace: bool, story: bool,
-    check_model: bool, as_json: bool,
+    check_model: bool, wide: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Live whole clusters of the real cores from seeds, and check every invariant.
 
     Exit code 1 where an invariant broke (or a planted bug was not found).
     """
     if check_model:
-        good = model.report(as_json=as_json)
+        good = model.report(wide=wide, as_json=as_json)
     elif plant == "list":
         for name, kind in PLANTS.items():
             click.echo(f"{name:<30} {kind.what}")

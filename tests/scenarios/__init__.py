@@ -1,1 +1,1 @@
-"""Whole clusters of pure cores in one process: a simulator from one seed, and readable scripts."""
+"""Whole lives of simulated clusters, and readable scripts."""
