@@ -17,8 +17,34 @@ from idl.limits import KAFKA_RECORD_BYTES_MAX
 from idl.settings import KafkaSettings
 from idl.units import KIB, MIB
 
+LOG_REPEAT_S: Final = 10.0
+"""While a broker is away librdkafka says so a hundred times a second; one line of a kind is told
+per this time, with how many were not."""
+
+
+class _OneOfAKind(logging.Filter):
+    """Lets one record per kind (client and event) through in LOG_REPEAT_S."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[str, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """`record.args` of librdkafka: event, client; the rest is the text itself."""
+        kind = " ".join(record.getMessage().split()[:2])
+        at, hidden = self._told.get(kind, (-LOG_REPEAT_S, 0))
+        if record.created - at < LOG_REPEAT_S:
+            self._told[kind] = (at, hidden + 1)
+            return False
+        self._told[kind] = (record.created, 0)
+        if hidden:
+            record.msg, record.args = f"{record.getMessage()} ({hidden} more like it)", ()
+        return True
+
+
 log = logging.getLogger("outrider.kafka")
 log.addHandler(logging.NullHandler())
+log.addFilter(_OneOfAKind())
 
 FETCH_WAIT_MS: Final = {"embedded": 5, "apache": 500, "existing": 500}
 """`fetch.wait.max.ms`: Tansu sleeps half of it before it looks again; Apache wakes the fetch."""

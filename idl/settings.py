@@ -61,10 +61,14 @@ class DdsSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ElectionSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """0: chosen from the scheduling priority that the process really got (facts/control.md)."""
+    """0: chosen from the scheduling priority that the process really got (facts/control.md).
+
+    Set both where coordinators get different priorities. `realtime`: ask for SCHED_RR at start.
+    """
 
     heartbeat_ms: int = 0
     timeout_ms: int = 0
+    realtime: bool = True
 
 
 class NodeTiming(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,8 @@ from idl.settings import ClusterSettings
 
 log = logging.getLogger(__name__)
 
+REFUSALS_LOG_MS: Final = 10_000
+"""One log line per reason in this time: a stranger must not be able to fill the disk with logs."""
 KEYS_CHECK_MS: Final = 2_000
 """How often a changed secret file is looked for."""
 
@@ -130,6 +132,7 @@ class ControlLink:
         self._now_ms = now_ms
         self._only_key = only_key
         self._unreadable = 0
+        self._quiet_until_ms: dict[str, int] = {}
         self._own_domain = None
         if domain is None:
             xml = domain_xml(settings.dds, settings.coordinators, own_port)
@@ -203,6 +206,22 @@ class ControlLink:
         if bodies:
             self._receive(bodies)
 
+    def _tell_refused(self, refusal: str, topic: DdsTopic, message: Message) -> None:
+        """Every refusal is counted; the log gets one line per reason and period."""
+        now_ms = self._now_ms()
+        if now_ms < self._quiet_until_ms.get(refusal, 0):
+            return
+        self._quiet_until_ms[refusal] = now_ms + REFUSALS_LOG_MS
+        log.warning(
+            "control message refused",
+            extra={
+                "reason": refusal,
+                "topic": topic.name,
+                "sender": message.sender[:64],
+                "count": self._opener.refused,
+            },
+        )
+
     def _open(self, message: Message) -> ControlBody | None:
         if message.sender == self._sender or (self._only_key and message.key != self._only_key):
             return None
@@ -211,10 +230,7 @@ class ControlLink:
         expected = topic.principal(message.key, message.sender, own_keys=own_keys)
         refusal = self._opener.open(message, expected, self._now_ms())
         if refusal is not None:
-            log.warning(
-                "control message refused",
-                extra={"reason": refusal, "topic": topic.name, "sender": message.sender[:64]},
-            )
+            self._tell_refused(refusal, topic, message)
             return None
         try:
             body = decode_body(message.body, topic.body)

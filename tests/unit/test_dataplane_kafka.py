@@ -1,6 +1,7 @@
 """Client settings, the judgement of librdkafka's statistics, and what needs no broker."""
 
 import json
+import logging
 import uuid
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,6 +16,7 @@ from dataplane.broker.cache import cache_directory
 from dataplane.kafka import (
     STALL_MS,
     BrokerWatch,
+    _OneOfAKind,
     checked,
     consumer_config,
     producer_config,
@@ -206,3 +208,20 @@ def test_payload_cache_is_bounded_by_bytes() -> None:
     cache.put(_record(9, 101))
     assert cache.get(_record(9, 0).source) is None
     assert CACHE_RECORD_BYTES_MAX < 32 * 2**20
+
+
+def test_a_kafka_that_is_away_does_not_flood_the_log() -> None:
+    """librdkafka repeats "Connection refused" a hundred times a second for each client."""
+    quiet = _OneOfAKind()
+
+    def told(client: str, at: float) -> str | None:
+        record = logging.LogRecord(
+            "outrider.kafka", logging.ERROR, "", 0, "FAIL [%s] away", (client,), None
+        )
+        record.created = at
+        return record.getMessage() if quiet.filter(record) else None
+
+    assert told("a", 0.0) == "FAIL [a] away"
+    assert [told("a", 0.1 * n) for n in range(1, 99)] == [None] * 98
+    assert told("b", 1.0) == "FAIL [b] away"
+    assert told("a", 10.5) == "FAIL [a] away (98 more like it)"
