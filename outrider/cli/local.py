@@ -85,7 +85,23 @@ def _show(cluster: Any) -> None:
         ],
     )
     click.echo(f"cluster file: {cluster.config_path}")
+    unenforced = _unenforced(cluster)
+    if unenforced:
+        names = ",".join(unenforced)
+        click.echo(f"nodes here cannot enforce {', '.join(unenforced)}: jobs that require it wait.")
+        click.echo(f"to do without on this machine: export OUTRIDER_ALLOW_UNENFORCED={names}")
     click.echo("try: outrider submit --wait -- echo hello")
+
+
+def _unenforced(cluster: Any) -> list[str]:
+    """Limits that some node cannot hold (without root, or without a delegated cgroup)."""
+    from outrider.client.job import ALL_LIMITS
+    from outrider.client.view import LedgerView
+
+    view = LedgerView(cluster.settings)
+    view.advance()
+    nodes = [node for node in view.state.nodes.values() if not node.lost]
+    return [name for name in ALL_LIMITS if any(name not in node.enforces for node in nodes)]
 
 
 @click.command()

@@ -1,8 +1,10 @@
 """A job as people write it (`cpu="500m"`, `timeout="30s"`) and its way to the wire form.
 
-Everything here is pure but for reading a payload or script given as a `Path`.
+Everything here is pure but for reading a payload or script given as a `Path`, and
+`$OUTRIDER_ALLOW_UNENFORCED`.
 """
 
+import os
 import secrets
 import shlex
 from collections.abc import Mapping, Sequence
@@ -30,6 +32,9 @@ from idl.units import format_bytes, parse_bytes, parse_cpu_millis, parse_ms
 DEFAULT_QUEUE: Final = QueueName("default")
 ALL_LIMITS: Final[tuple[LimitName, ...]] = get_args(LimitName)
 ALL_FAILURES: Final[tuple[FailureKind, ...]] = get_args(FailureKind)
+
+ALLOW_UNENFORCED_VARIABLE: Final = "OUTRIDER_ALLOW_UNENFORCED"
+"""Limits, by comma, that jobs of this shell do without: for a laptop whose agent is not root."""
 
 SCRIPT_INTERPRETERS: Final[Mapping[str, tuple[str, ...]]] = {
     "sh": ("-s", "--"), "bash": ("-s", "--"), "dash": ("-s", "--"), "ksh": ("-s", "--"),
@@ -172,10 +177,12 @@ def _known(names: Sequence[str], known: Sequence[str], what: str) -> None:
 
 
 def required_limits(job: Job) -> tuple[LimitName, ...]:
-    """`require` without `allow_unenforced`, in the order of `LimitName`."""
+    """`require` without `allow_unenforced` and `$OUTRIDER_ALLOW_UNENFORCED`, in order."""
     _known(job.require, ALL_LIMITS, "require")
-    _known(job.allow_unenforced, ALL_LIMITS, "allow_unenforced")
-    wanted = set(job.require) - set(job.allow_unenforced)
+    from_environment = os.environ.get(ALLOW_UNENFORCED_VARIABLE, "").split(",")
+    allowed = [*job.allow_unenforced, *(name.strip() for name in from_environment if name.strip())]
+    _known(allowed, ALL_LIMITS, f"allow_unenforced or ${ALLOW_UNENFORCED_VARIABLE}")
+    wanted = set(job.require) - set(allowed)
     return tuple(name for name in ALL_LIMITS if name in wanted)
 
 

@@ -27,6 +27,13 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 Outrider = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.fixture(autouse=True)
+def _an_ordinary_user_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without root no agent here can hold a group limit on memory or CPU, and says so."""
+    if os.geteuid() != 0:
+        monkeypatch.setenv("OUTRIDER_ALLOW_UNENFORCED", "memory,cpu")
+
+
 @pytest.fixture
 def outrider(tmp_path: Path) -> Iterator[Outrider]:
     """Runs the CLI in a state home of its own; whatever it started is stopped at the end."""

@@ -12,7 +12,15 @@ from idl.errors import ConfigError, InvalidRecordError
 from idl.jobs import JobSpec
 from idl.limits import PAYLOAD_BYTES_MAX
 from outrider.client.function import function_jobs, function_source, function_value
-from outrider.client.job import Job, array, identified, new_job_id, shebang_command
+from outrider.client.job import (
+    ALL_LIMITS,
+    Job,
+    array,
+    identified,
+    new_job_id,
+    required_limits,
+    shebang_command,
+)
 
 
 def test_a_job_without_options_is_the_spec_without_options() -> None:
@@ -124,3 +132,11 @@ def test_a_function_that_does_not_stand_alone_is_refused() -> None:
         list(function_jobs(square, [1], zebra=1))
     with pytest.raises(ConfigError, match="not the JSON value"):
         function_value(b"")
+
+
+def test_a_laptop_does_without_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTRIDER_ALLOW_UNENFORCED", "memory, cpu")
+    assert set(ALL_LIMITS) - set(required_limits(Job(["x"]))) == {"memory", "cpu"}
+    monkeypatch.setenv("OUTRIDER_ALLOW_UNENFORCED", "luck")
+    with pytest.raises(ConfigError, match="OUTRIDER_ALLOW_UNENFORCED has 'luck'"):
+        Job(["x"]).submission()
