@@ -63,6 +63,9 @@ class Outcome(msgspec.Struct, frozen=True):
     message: str = ""
     about: tuple[str, ...] = ()
     lines: tuple[Line, ...] = ()
+    ledger: tuple[bytes, ...] = ()
+    """The whole ledger, like `lines` only where the story is kept."""
+    state_hash: str = ""
 
 
 def plan(seed: int) -> Plan:
@@ -149,6 +152,8 @@ def live(
         entries=len(cluster.kafka.ledger) if cluster else 0,
         counts=dict(sorted(world.counts.items())),
         violation=found[0], message=found[1], about=found[2], lines=tuple(world.story.lines),
+        ledger=tuple(cluster.kafka.ledger) if cluster and keep_story else (),
+        state_hash=cluster.checker.state.state_hash() if cluster and keep_story else "",
     )  # fmt: skip
 
 

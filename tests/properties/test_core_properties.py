@@ -3,6 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chaos.sim.life import live
 from controlplane.core.scheduler import Scheduler
 from dataplane.core.nodes import Node, shape_of, unmet_by_capacity
 from dataplane.core.pending import ShapeQueue
@@ -11,7 +12,6 @@ from dataplane.core.validity import TermGate
 from idl import ledger as d
 from idl.codec import decode_entry
 from idl.jobs import JobSpec
-from tests.scenarios.test_cluster import live
 from tests.unit.core_builders import Story, seen, spec
 
 START = d.TermStarted(pool="main", previous_term=0)
@@ -139,8 +139,8 @@ def test_a_shape_queue_is_a_sorted_set(operations: list[tuple[bool, int, int]]) 
 @given(st.integers(0, 10_000))
 @settings(max_examples=8, deadline=None)
 def test_replay_reproduces_the_state_and_voids_add_nothing(seed: int) -> None:
-    cluster = live(seed)
-    history = [decode_entry(i, value) for i, value in enumerate(cluster.log.ledger)]
+    lived = live(seed, keep_story=True)
+    history = [decode_entry(i, value) for i, value in enumerate(lived.ledger)]
     replayed, doubled, filtered = PoolState(), PoolState(), PoolState()
     for offset, entry in enumerate(history):
         verdict = replayed.apply(offset, entry)
@@ -149,7 +149,7 @@ def test_replay_reproduces_the_state_and_voids_add_nothing(seed: int) -> None:
         if verdict.valid:
             filtered.apply(offset, entry)
     replayed.check_invariants()
-    assert replayed.state_hash() == cluster.auditor.state_hash()
+    assert replayed.state_hash() == lived.state_hash
     assert filtered.state_hash() == replayed.state_hash()
     terms_of = [(t.term, t.leader) for t in doubled.terms]
     assert terms_of == [(t.term, t.leader) for t in replayed.terms]

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from chaos.sim.life import live
 from dataplane import snapshots
 from dataplane.core.snapshot import image_of, restored
 from dataplane.core.state import PoolState
@@ -14,7 +15,6 @@ from idl.codec import decode_entry, encode
 from idl.errors import SnapshotRefusedError
 from idl.ids import PoolName
 from idl.snapshots import SnapshotHead
-from tests.scenarios.test_cluster import live
 from tests.unit.core_builders import Story, seen, spec
 
 
@@ -60,7 +60,7 @@ def test_what_a_state_says_survives_and_the_indices_are_built_again() -> None:
 @given(st.integers(0, 10_000), st.floats(0, 1))
 @settings(max_examples=12, deadline=None)
 def test_any_history_cut_anywhere_goes_on_as_if_it_had_not_been_cut(seed: int, cut: float) -> None:
-    history = [decode_entry(i, value) for i, value in enumerate(live(seed).log.ledger)]
+    history = [decode_entry(i, value) for i, value in enumerate(live(seed, keep_story=True).ledger)]
     at = int(cut * len(history))
     whole = PoolState()
     for offset, entry in enumerate(history[:at]):
