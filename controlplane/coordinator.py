@@ -448,7 +448,9 @@ def main(argv: list[str] | None = None) -> int:
     async def serve(stopping: asyncio.Event) -> None:
         settings = load_cluster(options.config, os.environ)
         require_alone(settings.coordinator(options.name))
-        timing = choose_timing(raise_priority(), settings.election)
+        timing = choose_timing(
+            raise_priority(realtime=settings.election.realtime), settings.election
+        )
         log.info("election timing", extra=timing._asdict())
         if len(settings.coordinators) == 1:
             log.warning("one coordinator alone: not redundant")

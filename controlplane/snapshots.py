@@ -81,7 +81,8 @@ class SnapshotKeeper:
         return grown >= policy.every_entries or (bool(late) and grown >= IDLE_ENTRIES_MIN)
 
     async def _write(self) -> None:
-        arguments = ("-m", "controlplane.snapshotter", "--config", str(self._config))
+        module = "controlplane.snapshotter"
+        arguments = ("-m", "controlplane.background", module, "--config", str(self._config))
         process = await asyncio.create_subprocess_exec(
             sys.executable, *arguments,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,

@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
@@ -20,9 +19,6 @@ from dataplane.process import EXIT_FAULT, EXIT_OK, now_ms
 from dataplane.snapshots import delete_ledger_below, newest_head, recover, write_snapshot
 from idl.errors import OutriderError, PlatformFaultError
 from idl.settings import ClusterSettings, load_cluster
-
-NICE: Final = 10
-"""Below coordinators and jobs: nobody waits for a snapshot."""
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +76,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="outrider-snapshotter", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="cluster file")
     options = parser.parse_args(argv)
-    os.setpriority(os.PRIO_PROCESS, 0, NICE)
     try:
         written = snapshot(load_cluster(options.config, os.environ))
     except OutriderError as error:
