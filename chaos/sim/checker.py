@@ -9,10 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from chaos.sim.world import Violation, World
 from controlplane.core.bounds import RECORDS_PER_READ_MAX
 from controlplane.core.coordinator import Role
 from dataplane.core.jobs import PLACED, TRANSITIONS, Cause, Phase
+from dataplane.core.snapshot import image_of
 from dataplane.core.state import PoolState
 from idl import ledger
 from idl.codec import decode_entry
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 HASH_EVERY = 8
 """Full state hashes are compared at every n-th offset and at the end of the log."""
+IMAGE_EVERY = 20
+"""A snapshot is taken at every n-th offset where an entry is valid."""
 WITHOUT_RESULT = ("node_lost", "platform")
 """Outcomes with which an attempt may be released without a result record."""
 ENDS = (ledger.Finished, ledger.DeadLettered, ledger.Cancelled)
@@ -64,6 +69,8 @@ class Checker:
     results: dict[SourceRef, AttemptResult] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
     hashes: dict[int, str] = field(default_factory=dict)
+    images: list[bytes] = field(default_factory=list)
+    """Snapshots, the newest two."""
     refused: int = 0
 
     # --- the ledger grows ---------------------------------------------------------------------
@@ -85,6 +92,8 @@ class Checker:
             self._decided(entry, decision)
         self.state.check_invariants()  # 5
         self._same_as_second()
+        if offset % IMAGE_EVERY == 0:
+            self.images = [*self.images[-1:], msgspec.msgpack.encode(image_of(self.state))]
         if offset % HASH_EVERY == 0:
             self.hashes[offset] = self.state.state_hash()
 

@@ -18,7 +18,7 @@ from controlplane.core import events as e
 from controlplane.core.election import ElectionTiming, Member
 from idl.ids import PoolName
 from idl.jobs import JobSpec
-from idl.records import CancelJob, CommandRecord, DrainNode
+from idl.records import CancelJob, CommandRecord, DrainNode, TransferLeader
 from idl.settings import NodeTiming, QueuePolicy
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Cluster:
             )
         self.kafka.produce(source, record)
 
-    def command(self, command: CancelJob | DrainNode) -> None:
+    def command(self, command: CancelJob | DrainNode | TransferLeader) -> None:
         """An operator's word."""
         source = self.kafka.next_source("commands", 0)
         record = CommandRecord(by="tester", command=command)

@@ -16,7 +16,7 @@ from controlplane.core import batch, cycle, inbox
 from dataplane.core.jobs import Phase
 from idl.errors import OutriderError
 from idl.jobs import JobSpec, Resources, Retry
-from idl.records import CancelJob, DrainNode
+from idl.records import CancelJob, DrainNode, TransferLeader
 
 ROUGH_MS: Final = 9_000
 """How long faults begin."""
@@ -84,6 +84,8 @@ def plan(seed: int) -> Plan:
     if dice.random() < 0.5:
         at = dice.randint(500, 5_000)
         work += [(at, "drain", "n2"), (at + dice.randint(500, 3_000), "undrain", "n2")]
+    if dice.random() < 0.3:
+        work.append((dice.randint(500, ROUGH_MS), "transfer", dice.choice(("", "c1", "c2"))))
     items = tuple(Work(number, *item) for number, item in enumerate(sorted(work)))
     return Plan(items, faults.plan(seed, ROUGH_MS))
 
@@ -112,6 +114,8 @@ def _do(cluster: Cluster, work: Work) -> None:
             cluster.command(CancelJob(job=work.job))
         case "poison":
             cluster.submit("", None)
+        case "transfer":
+            cluster.command(TransferLeader(to=work.job))
         case "drain" | "undrain":
             cluster.command(DrainNode(node=work.job, drain=work.kind == "drain"))
 
@@ -144,6 +148,8 @@ def live(
             found = (error.name, str(error), error.about)
         except OutriderError as error:
             found = ("core-refuses", f"{type(error).__name__}: {error}", _named(str(error)))
+        except (LookupError, ValueError, AssertionError) as error:
+            found = ("core-crashes", f"{type(error).__name__}: {error}", ())
     world.counts["ms:simulated"] = world.now - START_MS
     if found[0]:
         world.note(f"VIOLATION {found[1]}", "fault")

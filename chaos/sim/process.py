@@ -10,11 +10,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from chaos.sim.clock import ProcessClock
 from chaos.sim.network import Endpoint, Sealed
+from chaos.sim.world import Violation
 from controlplane.core import events as e
 from controlplane.core.coordinator import Coordinator, Role
 from controlplane.core.election import Election
+from dataplane.core.snapshot import Image, restored
 from idl.codec import decode_entry
 from idl.control import AttemptStatus, Ballot, BallotReply, Beacon, NodeReport
 from idl.ids import CoordinatorId, Incarnation
@@ -28,6 +32,8 @@ RECORDS_PER_READ = 8
 HAND_OVER_MS = 8
 """A poll thread hands records over later; by then the intake may be another one."""
 IDLE_MS = 200
+FROM_THE_START = 0.3
+"""Share of restarts that find no snapshot."""
 POLL_MS = 50
 QUEUE_PREFIX = "queue."
 
@@ -52,7 +58,7 @@ class SimCoordinator:
             cluster.election_timing, seed=cluster.seed * 1000 + incarnation,
             now_ms=self.clock.now_ms,
         )  # fmt: skip
-        self.read_to = 0
+        self.read_to = self._recover()
         self.goal = len(cluster.kafka.ledger)
         self.intake: e.OpenIntake | None = None
         self.positions: dict[tuple[str, int], int] = {}
@@ -67,6 +73,17 @@ class SimCoordinator:
         self.advanced()
         world.after(1, self.pump)
         world.after(1, self.tick)
+
+    def _recover(self) -> int:
+        """From one of the two snapshots there are, or from the ledger's start; where to read on."""
+        images = self.cluster.checker.images
+        if not images or self.dice.random() < FROM_THE_START:
+            self.world.count("recovery", "ledger")
+            return 0
+        self.world.count("recovery", "snapshot")
+        image = msgspec.msgpack.decode(self.dice.choice(images), type=Image)
+        self.core.adopt(restored(image))
+        return self.core.state.next_offset
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -120,6 +137,7 @@ class SimCoordinator:
                 self.elect(e.BallotReplyReceived(reply=reply))
             case Beacon() as beacon:
                 self.elect(e.BeaconReceived(beacon=beacon))
+                self.decide(e.StateClaimed(beacon=beacon))
             case NodeReport() as report:
                 self.decide(e.NodeReported(report=report))
             case AttemptStatus() as status:
@@ -166,6 +184,7 @@ class SimCoordinator:
             e.LedgerAdvanced(
                 term=self.core.state.term, next_offset=self.read_to,
                 caught_up=self.read_to >= self.goal,
+                digest=self.core.state.digest.hex(),
             )
         )  # fmt: skip
 
@@ -261,10 +280,12 @@ class SimCoordinator:
                 self.world.after(delay, partial(self.guard, partial(self.bury, letter.key)))
             case e.Leading(term=term):
                 self.world.note(f"{self.name} leads term {term}", f"t{term}", self.name)
-            case e.Resign(reason=reason):
+            case e.ShowDivergence(reason=reason):
+                raise Violation("replay", f"{self.name} says: {reason}", self.name)
+            case e.Resign(reason=reason, to=to):
                 self.world.count("election", "resigned")
                 self.world.note(f"{self.name} resigns: {reason}", self.name)
-                self.elect(e.StepDown(reason=reason))
+                self.elect(e.StepDown(reason=reason, to=to))
             case e.ShowKafka(stalled=stalled):
                 self.world.count("log", "stall_shown" if stalled else "stall_over")
                 self.elect(e.KafkaShown(stalled=stalled))
