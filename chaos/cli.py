@@ -17,6 +17,7 @@ from chaos.history import read_history
 from chaos.report import report_of, show, write
 from chaos.runner import RunOptions, run
 from chaos.scenario import built_in, load_scenario
+from chaos.sim.command import simulate
 from chaos.sweep import clean
 from idl.errors import ConfigError, OutriderError
 from idl.settings import load_cluster
@@ -136,6 +137,9 @@ def clean_command() -> None:
         click.echo(f"removed {line}")
     if not removed:
         click.echo("nothing was left")
+
+
+cli.add_command(simulate)
 
 
 def main(argv: list[str] | None = None) -> int:

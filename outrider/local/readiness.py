@@ -95,12 +95,13 @@ def wait_ready(
 def wait_led(
     view: "LedgerView", nodes: set[str], deadline: float, progress: Callable[[str], None]
 ) -> None:
-    """Returns once a term was started and all `nodes` were seen. Raises NotReadyError.
+    """Returns once a term was started and all `nodes` are there. Raises NotReadyError.
 
-    Only what the ledger gains beyond `view` counts: an earlier run may have left leaders and nodes
-    of the same names in it.
+    Only a term that the ledger gains beyond `view` counts: an earlier run may have left a leader.
+    A node of an earlier run counts once its agent is ready: an agent that kept its state directory
+    comes back as the same incarnation, and the ledger has nothing new to say of it (ADR 0006).
     """
-    from idl.ledger import NodeSeen, TermStarted
+    from idl.ledger import TermStarted
 
     missing, led = set(nodes), False
 
@@ -110,12 +111,12 @@ def wait_led(
             if isinstance(decision, TermStarted) and not led:
                 led = True
                 progress(f"{entry.leader} leads in term {entry.term}; waiting for nodes")
-            elif isinstance(decision, NodeSeen):
-                missing.discard(decision.node)
 
     progress("waiting for a leader")
     while True:
         view.advance(seen)
+        known = view.state.nodes
+        missing = {name for name in nodes if name not in known or known[name].lost}
         if led and not missing:
             return
         if time.monotonic() > deadline:
