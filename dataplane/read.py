@@ -15,6 +15,8 @@ from idl.settings import KafkaSettings
 
 POLL_S: Final = 0.1
 END_POLL_S: Final = 0.005
+END_ROUNDS: Final = 3
+"""Rounds with records after which a partition that never rests counts as read to its end."""
 BATCH_RECORDS_MAX: Final = 1_000
 """Taken from librdkafka at once; it has read them ahead already."""
 READ_TIMEOUT_S: Final = 10.0
@@ -107,13 +109,20 @@ def _end_by_reading(
     settings: KafkaSettings, topic: str, partition: int, last_batch: int, timeout_s: float
 ) -> int:
     """Tansu counts the last batch as one record when it says where a partition ends (ADR 0002),
-    so that batch is read. A consumer of its own: the caller's may be assigned elsewhere."""
+    so that batch is read. A consumer of its own: the caller's may be assigned elsewhere.
+
+    A partition that is written all the time never shows its end (each fetch finds something), so a
+    second round that left nothing unread is enough: librdkafka hands a fetched batch over whole,
+    and what was written meanwhile only makes the end a later, equally true one.
+    """
     consumer = open_consumer(settings, "end", **{"enable.partition.eof": True})
-    end, deadline = last_batch, time.monotonic() + timeout_s
+    end, rounds, deadline = last_batch, 0, time.monotonic() + timeout_s
     try:
         consumer.assign([TopicPartition(topic, partition, last_batch)])
         while time.monotonic() < deadline:
-            for message in consumer.consume(BATCH_RECORDS_MAX, timeout=END_POLL_S):
+            found = consumer.consume(BATCH_RECORDS_MAX, timeout=END_POLL_S)
+            rounds += any(message.error() is None for message in found)
+            for message in found:
                 error = message.error()
                 if error is None:
                     end = (message.offset() or 0) + 1
@@ -121,6 +130,8 @@ def _end_by_reading(
                     return end
                 elif fault := reading_fault(error, settings, f"{topic}[{partition}]"):
                     raise fault
+            if rounds >= END_ROUNDS and len(found) < BATCH_RECORDS_MAX:
+                return end
     finally:
         consumer.close()
     raise unavailable(settings, f"no end of {topic}[{partition}] found in {timeout_s:.0f} s")

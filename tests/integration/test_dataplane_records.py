@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from functools import partial
 
@@ -342,3 +343,26 @@ async def test_closing_a_tail_of_an_unreachable_broker(tmp_path: object) -> None
     await inbox.until(lambda: bool(inbox.stalls))
     assert inbox.stalls[0][0] and tail.stalled
     await tail.aclose()
+
+
+def test_the_end_of_a_partition_that_never_rests_is_found(broker_settings: KafkaSettings) -> None:
+    """A restarted coordinator asks for the ends of queues that services write all the time."""
+    topic = TopicNames(broker_settings.prefix).commands
+    producer, stop = RecordProducer(broker_settings, linger_ms=0), threading.Event()
+    acked: list[int] = []
+
+    def write() -> None:
+        while not stop.wait(0.001):
+            acked.append(producer.send(topic, b"x").result(30).offset)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(5):
+            before = len(acked)
+            (_, end) = watermarks(broker_settings, topic)[0]
+            assert before <= end <= len(acked) + 1
+    finally:
+        stop.set()
+        writer.join()
+        producer.close()
