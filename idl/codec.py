@@ -12,7 +12,7 @@ from idl.control import ControlBody
 from idl.errors import InvalidRecordError, LedgerCorruptError
 from idl.jobs import JobSpec, validate_spec
 from idl.ledger import LEDGER_VERSION, LedgerEntry
-from idl.limits import KAFKA_RECORD_BYTES_MAX, SPEC_BYTES_MAX
+from idl.limits import INPUTS_INLINE_BYTES_MAX, KAFKA_RECORD_BYTES_MAX, SPEC_BYTES_MAX
 from idl.records import RECORD_VERSION
 
 CONTENT_TYPE_HEADER: Final = "content-type"
@@ -76,6 +76,13 @@ def decode_spec(value: bytes | None, content_type: str = "") -> JobSpec:
         raise InvalidRecordError(
             "too-large",
             f"spec without payload exceeds {SPEC_BYTES_MAX} bytes; put data in the payload",
+        )
+    inline = sum(given.size_bytes for given in spec.inputs.values() if given.ref is None)
+    if inline > INPUTS_INLINE_BYTES_MAX:
+        raise InvalidRecordError(
+            "too-large",
+            f"inputs have {inline} bytes of data, at most {INPUTS_INLINE_BYTES_MAX}; "
+            "send the larger ones by claim check (ref)",
         )
     return spec
 

@@ -64,7 +64,7 @@ class Beacon(_Body, frozen=True, kw_only=True, omit_defaults=True):
 
 class AssignIntent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="assign",
                    omit_defaults=True):  # fmt: skip
-    """Run this attempt."""
+    """Run this attempt. `cpus`, `mems`: CPUs and NUMA memory nodes it is bound to (empty: all)."""
 
     job: str
     attempt: int
@@ -72,6 +72,8 @@ class AssignIntent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag
     spec: JobSpec
     payload: PayloadLocation | None = None
     gpus: tuple[int, ...] = ()
+    cpus: tuple[int, ...] = ()
+    mems: tuple[int, ...] = ()
 
 
 class CancelIntent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="cancel"):

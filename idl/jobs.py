@@ -16,8 +16,12 @@ from idl.units import MIB
 JOB_VERSION: Final = 1
 
 LimitName = Literal[
-    "memory", "pids", "cpu", "network", "filesystem", "seccomp", "disk", "wall_time"
-]
+    "memory", "pids", "cpu", "network", "filesystem", "seccomp", "disk", "wall_time",
+    "cpu_time", "io", "cpuset",
+]  # fmt: skip
+ON_DEMAND: Final[tuple[LimitName, ...]] = ("cpu_time", "io")
+"""Limits that a node must enforce only for jobs that set them (`required_limits`)."""
+Profile = Literal["strict", "network", "gpu"]
 FailureKind = Literal["failed", "signalled", "timed_out", "out_of_memory", "platform", "node_lost"]
 
 
@@ -30,13 +34,28 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the sandbox enforces and nobody reserves."""
+    """What the sandbox enforces and nobody reserves. 0: no such limit, but for `swap_bytes`.
+
+    `cpu_ms`: CPU time of the whole job. `idle_ms`: the longest time with next to no CPU time and
+    no output. `swap_bytes`: beside the memory; 0 is none. `io_*`: bytes a second from and to each
+    disk behind the visible file systems. `output_bytes`: of stdout and stderr, half for each.
+    """
 
     wall_ms: int = 300_000
     grace_ms: int = 500
     pids_max: int = 128
     tmp_bytes: int = 64 * MIB
     work_bytes: int = 64 * MIB
+    cpu_ms: int = 0
+    idle_ms: int = 0
+    swap_bytes: int = 0
+    io_read_bytes_per_s: int = 0
+    io_write_bytes_per_s: int = 0
+    open_files_max: int = 1024
+    tmp_inodes: int = 16_384
+    work_inodes: int = 16_384
+    shm_bytes: int = 64 * MIB
+    output_bytes: int = bound.LOG_BYTES_MAX
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -54,12 +73,18 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Isolation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What must be enforced. A node that cannot enforce all of `require` never gets the job."""
+    """What must be enforced. A node that cannot enforce all of `require` never gets the job.
+
+    `profile` is a preset: `network` is `network="host"` without requiring its isolation; a job
+    with GPUs has `gpu`, whatever it says (docs/isolation.md).
+    """
 
     network: Literal["none", "host"] = "none"
     require: tuple[LimitName, ...] = (
         "memory", "pids", "cpu", "network", "filesystem", "seccomp", "disk", "wall_time",
+        "cpu_time", "io",
     )  # fmt: skip
+    profile: Profile = "strict"
 
 
 class PayloadRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,11 +104,29 @@ class SourceRef(msgspec.Struct, frozen=True, kw_only=True, order=True):
     offset: int
 
 
+class JobInput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One file that is there before the job starts: small bytes, or a claim check.
+
+    Its name is the path below `/work/in`, read-only; with `writable`, below `/work`.
+    """
+
+    data: bytes | None = None
+    ref: PayloadRef | None = None
+    writable: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """Its size."""
+        return len(self.data or b"") if self.ref is None else self.ref.size_bytes
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One job. Everything but `command` has a default. See `validate_spec` for the bounds.
 
     `start_within_ms`: dead-letter the job if no attempt has started this long after ingestion
     (0: wait for ever). `group` names a set of jobs for `ls --group` and `cancel --group`.
+    `inputs`: files by name (`JobInput`). `outputs`: files below `/work` that are kept when the job
+    has ended: `report.txt`, `plots/` (all below it) or `plots/*.png`.
     """
 
     v: int = JOB_VERSION
@@ -103,6 +146,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     submitter: str = ""
     payload: bytes | None = None
     payload_ref: PayloadRef | None = None
+    inputs: dict[str, JobInput] = {}
+    outputs: tuple[str, ...] = ()
 
 
 class PayloadLocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -143,6 +188,26 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
     _require(low <= value <= high, f"{name} is {value}; it must be between {low} and {high}")
 
 
+LIMIT_BOUNDS: Final[dict[str, tuple[int, int]]] = {
+    "wall_ms": (1, bound.WALL_MS_MAX),
+    "grace_ms": (0, 600_000),
+    "pids_max": (1, 100_000),
+    "tmp_bytes": (1, bound.MEMORY_BYTES_MAX),
+    "work_bytes": (1, bound.MEMORY_BYTES_MAX),
+    "shm_bytes": (1, bound.MEMORY_BYTES_MAX),
+    "swap_bytes": (0, bound.MEMORY_BYTES_MAX),
+    "cpu_ms": (0, bound.WALL_MS_MAX),
+    "idle_ms": (0, bound.WALL_MS_MAX),
+    "io_read_bytes_per_s": (0, bound.MEMORY_BYTES_MAX),
+    "io_write_bytes_per_s": (0, bound.MEMORY_BYTES_MAX),
+    "open_files_max": (bound.OPEN_FILES_MIN, bound.OPEN_FILES_MAX),
+    "tmp_inodes": (bound.INODES_MIN, bound.INODES_MAX),
+    "work_inodes": (bound.INODES_MIN, bound.INODES_MAX),
+    "output_bytes": (0, bound.OUTPUT_BYTES_MAX),
+}
+"""Inclusive bounds of each field of `Limits`."""
+
+
 def _check_numbers(spec: JobSpec) -> None:
     _check_range("resources.cpu_millis", spec.resources.cpu_millis, 10, bound.CPU_MILLIS_MAX)
     _check_range(
@@ -152,17 +217,77 @@ def _check_numbers(spec: JobSpec) -> None:
         bound.MEMORY_BYTES_MAX,
     )
     _check_range("resources.gpus", spec.resources.gpus, 0, bound.GPUS_MAX)
-    _check_range("limits.wall_ms", spec.limits.wall_ms, 1, bound.WALL_MS_MAX)
-    _check_range("limits.grace_ms", spec.limits.grace_ms, 0, 600_000)
-    _check_range("limits.pids_max", spec.limits.pids_max, 1, 100_000)
-    _check_range("limits.tmp_bytes", spec.limits.tmp_bytes, 1, bound.MEMORY_BYTES_MAX)
-    _check_range("limits.work_bytes", spec.limits.work_bytes, 1, bound.MEMORY_BYTES_MAX)
+    for name, (low, high) in LIMIT_BOUNDS.items():
+        _check_range(f"limits.{name}", getattr(spec.limits, name), low, high)
     _check_range("retry.max_attempts", spec.retry.max_attempts, 1, bound.ATTEMPTS_MAX)
     _check_range("retry.backoff_ms", spec.retry.backoff_ms, 0, bound.WALL_MS_MAX)
     _check_range("retry.backoff_max_ms", spec.retry.backoff_max_ms, 0, bound.WALL_MS_MAX)
     _require(1.0 <= spec.retry.factor <= 100.0, "retry.factor must be between 1 and 100")
     _check_range("priority", spec.priority, -bound.PRIORITY_MAX, bound.PRIORITY_MAX)
     _check_range("start_within_ms", spec.start_within_ms, 0, bound.WALL_MS_MAX)
+
+
+def is_file_name(name: str) -> bool:
+    """True where `name` is a path that stays below the folder it is meant for."""
+    parts = name.split("/")
+    return (
+        0 < len(name.encode("utf-8", "surrogatepass")) <= bound.FILE_NAME_BYTES_MAX
+        and len(parts) <= bound.FILE_DEPTH_MAX
+        and all(part not in ("", ".", "..") for part in parts)
+        and all(len(part.encode("utf-8", "surrogatepass")) <= 255 for part in parts)
+        and name.isprintable()
+    )
+
+
+def _check_input(name: str, given: JobInput) -> None:
+    what = f"input {name[:80]!r}"
+    _require(is_file_name(name), f"{what} is not a relative path of printable names without '..'")
+    _require(
+        (given.data is None) != (given.ref is None),
+        f"{what} needs either data or ref (a claim check), and not both",
+    )
+    _check_range(f"{what}: size in bytes", given.size_bytes, 0, bound.PAYLOAD_BYTES_MAX)
+    if given.ref is not None:
+        _check_range(f"{what}: ref.offset", given.ref.offset, 0, 2**62)
+        _require(bool(given.ref.sha256), f"{what}: ref.sha256 is missing")
+
+
+def _check_files(spec: JobSpec) -> None:
+    _check_range("the number of inputs", len(spec.inputs), 0, bound.INPUTS_MAX)
+    for name, given in spec.inputs.items():
+        _check_input(name, given)
+    total = sum(given.size_bytes for given in spec.inputs.values())
+    most = min(bound.INPUTS_BYTES_MAX, spec.limits.work_bytes)
+    _check_range("bytes of all inputs (limits.work_bytes holds them)", total, 0, most)
+    _check_range("the number of outputs", len(spec.outputs), 0, bound.OUTPUTS_MAX)
+    for pattern in spec.outputs:
+        _require(
+            is_file_name(pattern.removesuffix("/")),
+            f"output {pattern[:80]!r} is not a path below /work, such as report.txt, plots/ or "
+            "plots/*.png",
+        )
+
+
+def required_limits(spec: JobSpec) -> tuple[LimitName, ...]:
+    """What a node must enforce to run this job: `isolation.require`, less what it does not use."""
+    limits, unused = spec.limits, set[LimitName]()
+    if network_of(spec) == "host":
+        unused.add("network")
+    if not limits.cpu_ms:
+        unused.add("cpu_time")
+    if not (limits.io_read_bytes_per_s or limits.io_write_bytes_per_s):
+        unused.add("io")
+    return tuple(name for name in spec.isolation.require if name not in unused)
+
+
+def network_of(spec: JobSpec) -> Literal["none", "host"]:
+    """What network the job sees."""
+    return "host" if spec.isolation.profile == "network" else spec.isolation.network
+
+
+def profile_of(spec: JobSpec) -> Profile:
+    """The preset that applies: GPUs need theirs."""
+    return "gpu" if spec.resources.gpus else spec.isolation.profile
 
 
 def validate_spec(spec: JobSpec) -> None:
@@ -178,6 +303,7 @@ def validate_spec(spec: JobSpec) -> None:
         )
     _check_command(spec)
     _check_numbers(spec)
+    _check_files(spec)
     _require(
         spec.payload is None or spec.payload_ref is None,
         "payload and payload_ref are both set; send the bytes inline or by claim check, not both",

@@ -25,6 +25,36 @@ LOG_BYTES_MAX: Final = 1 * MIB
 LOG_CHUNK_BYTES: Final = 32 * KIB
 """One `logs` record."""
 
+INPUTS_MAX: Final = 64
+"""Files of one job before it starts; more of them are one archive."""
+INPUTS_INLINE_BYTES_MAX: Final = 8 * KIB
+"""Inline inputs travel with the spec through the ledger and the intent; larger ones by claim
+check."""
+INPUTS_BYTES_MAX: Final = 64 * MIB
+"""All inputs of one job: the agent holds them in memory until the job starts."""
+OUTPUTS_MAX: Final = 32
+"""Names and patterns of one job."""
+OUTPUT_FILES_MAX: Final = 256
+"""Files collected of one job: each may be a Kafka record and is an entry of the result record."""
+OUTPUT_FILES_BYTES_MAX: Final = 64 * MIB
+"""All collected files of one job; one of them is bounded by RESULT_BYTES_MAX."""
+OUTPUT_NAMES_SEEN_MAX: Final = 20_000
+"""Directory entries looked at while collecting: bounds the time a job with 10⁶ names costs."""
+FILE_DEPTH_MAX: Final = 16
+"""Folders in the name of an input or output: enough for people, too few to exhaust a walker."""
+FILE_NAME_BYTES_MAX: Final = 1024
+"""Of the whole path below the work directory."""
+OPEN_FILES_MIN: Final = 16
+"""Fewer and a program cannot load its libraries."""
+OPEN_FILES_MAX: Final = 65_536
+"""Files that one process of a job may have open; the kernel's own hard default is not far."""
+INODES_MIN: Final = 8
+"""Room for the file system's own root and a file or two."""
+INODES_MAX: Final = 1_000_000
+"""Of /tmp or of /work: each costs about 1 KiB of the job's memory."""
+OUTPUT_BYTES_MAX: Final = 16 * MIB
+"""The most that a job may ask for as `limits.output_bytes`: the pipes and the spool bear it."""
+
 LEDGER_BATCH_DECISIONS_MAX: Final = 512
 """Decisions in one ledger entry: keeps an entry under 1 MiB and a step on the loop under 10 ms."""
 LEDGER_BATCH_BYTES_MAX: Final = 4 * MIB

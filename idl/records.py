@@ -16,19 +16,62 @@ Outcome = Literal[
 `killed`: on our order; `node_lost`: never reported by the node, decided by the leader."""
 
 
+class Pressure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Time during which some task of the attempt waited for a resource (PSI, `some total`), µs."""
+
+    cpu_us: int = 0
+    memory_us: int = 0
+    io_us: int = 0
+
+
+class MemoryEvents(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How often the attempt met a memory boundary (cgroup-v2: memory.events)."""
+
+    low: int = 0
+    high: int = 0
+    max: int = 0
+    oom: int = 0
+    oom_kill: int = 0
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an attempt used; 0 where the node could not measure it."""
+    """What an attempt used; 0 or None where the node could not measure it.
+
+    `throttled_ms`: time its CPU share made it wait. `pids_peak`: most tasks at once, init included.
+    """
 
     wall_ms: int = 0
     cpu_ms: int = 0
     memory_peak_bytes: int = 0
+    cpu_user_ms: int | None = None
+    cpu_system_ms: int | None = None
+    throttled_ms: int | None = None
+    pids_peak: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
+    pressure: Pressure | None = None
+    memory_events: MemoryEvents | None = None
+
+
+class OutputFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One collected file: inline in `data`, or the `payloads` record `ref`.
+
+    `name`: its path below /work; bytes that are no printable UTF-8, and '%', stand as %XX.
+    """
+
+    name: str
+    size_bytes: int
+    sha256: str
+    data: bytes | None = None
+    ref: PayloadRef | None = None
 
 
 class AttemptResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One record of `results` per attempt, written by the agent. Times are epoch ms of its clock.
 
     The job's own bytes (what it wrote to $OUTRIDER_RESULT) are inline in `result` or, above
-    RESULT_INLINE_BYTES_MAX, in the `payloads` record `result_ref`.
+    RESULT_INLINE_BYTES_MAX, in the `payloads` record `result_ref`. `outputs`: the collected files;
+    `outputs_missing`: what was asked for or found and not collected, and why.
     """
 
     v: int = RECORD_VERSION
@@ -52,6 +95,8 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     result: bytes | None = None
     result_ref: PayloadRef | None = None
     log: SourceRef | None = None
+    outputs: tuple[OutputFile, ...] = ()
+    outputs_missing: dict[str, str] = {}
 
 
 class LogChunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

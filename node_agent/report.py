@@ -1,7 +1,7 @@
 """The node's report: what it offers, what it can and cannot enforce, what it is made of."""
 
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import msgspec
 
@@ -17,9 +17,7 @@ from node_agent.topology.node import NodeTopology
 
 RESERVED_MEMORY_BYTES: Final = 512 * MIB
 """Left to the agent and the system where nobody says what to offer."""
-_LIMITS: Final[tuple[LimitName, ...]] = (
-    "memory", "pids", "cpu", "network", "filesystem", "seccomp", "disk", "wall_time",
-)  # fmt: skip
+_LIMITS: Final[tuple[LimitName, ...]] = get_args(LimitName)
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):

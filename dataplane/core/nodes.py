@@ -7,7 +7,7 @@ placement, so that thousands of identical jobs that fit nowhere are looked at on
 from typing import NamedTuple
 
 from idl.errors import InvariantBrokenError
-from idl.jobs import JobSpec, LimitName
+from idl.jobs import JobSpec, LimitName, required_limits
 from idl.ledger import Capacity, NodeSeen
 
 
@@ -27,7 +27,7 @@ def shape_of(spec: JobSpec) -> Shape:
         spec.resources.cpu_millis,
         spec.resources.memory_bytes,
         spec.resources.gpus,
-        tuple(sorted(set(spec.isolation.require))),
+        tuple(sorted(set(required_limits(spec)))),
         tuple(sorted(spec.node_labels.items())),
     )
 

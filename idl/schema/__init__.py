@@ -12,7 +12,7 @@ import msgspec
 
 from idl import limits as bound
 from idl.ids import NAME_PATTERN
-from idl.jobs import JobSpec
+from idl.jobs import LIMIT_BOUNDS, JobSpec
 
 JOB_SCHEMA_FILE: Final = Path(__file__).parent / "job.v1.json"
 SCHEMA_DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -21,11 +21,7 @@ BOUNDS: Final[dict[tuple[str, str], tuple[int, int]]] = {
     ("Resources", "cpu_millis"): (10, bound.CPU_MILLIS_MAX),
     ("Resources", "memory_bytes"): (bound.MEMORY_BYTES_MIN, bound.MEMORY_BYTES_MAX),
     ("Resources", "gpus"): (0, bound.GPUS_MAX),
-    ("Limits", "wall_ms"): (1, bound.WALL_MS_MAX),
-    ("Limits", "grace_ms"): (0, 600_000),
-    ("Limits", "pids_max"): (1, 100_000),
-    ("Limits", "tmp_bytes"): (1, bound.MEMORY_BYTES_MAX),
-    ("Limits", "work_bytes"): (1, bound.MEMORY_BYTES_MAX),
+    **{("Limits", name): limits for name, limits in LIMIT_BOUNDS.items()},
     ("Retry", "max_attempts"): (1, bound.ATTEMPTS_MAX),
     ("Retry", "backoff_ms"): (0, bound.WALL_MS_MAX),
     ("Retry", "backoff_max_ms"): (0, bound.WALL_MS_MAX),

@@ -22,6 +22,7 @@ from idl.control import (
     IntentItem,
 )
 from idl.errors import InvariantBrokenError
+from idl.jobs import required_limits
 from idl.ledger import Capacity
 from idl.records import Outcome
 
@@ -264,7 +265,7 @@ class AgentCore:
 
     def _cannot_hold(self, assign: AssignIntent) -> str:
         """Why this attempt must not run here, or "". The leader should have known; we make sure."""
-        missing = sorted(set(required_limits(assign)) - self.enforces)
+        missing = sorted(set(required_limits(assign.spec)) - self.enforces)
         if missing:
             return f"node {self.node} cannot enforce {', '.join(missing)}"
         need, live = assign.spec.resources, self.live
@@ -314,13 +315,6 @@ class AgentCore:
                 del self._attempts[key]
                 return (ForgetAttempt(*key),)
         return ()
-
-
-def required_limits(assign: AssignIntent) -> tuple[str, ...]:
-    """What must be enforced; asking for the host's network waives only the network limit."""
-    isolation = assign.spec.isolation
-    waived = {"network"} if isolation.network == "host" else set()
-    return tuple(name for name in isolation.require if name not in waived)
 
 
 def _view(phase: Phase) -> AttemptPhase:

@@ -2,14 +2,20 @@
 
 from typing import Final
 
+import msgspec
+
 from idl.control import AssignIntent
-from idl.limits import LOG_BYTES_MAX, RESULT_BYTES_MAX
+from idl.jobs import JobInput, Limits, network_of, profile_of, required_limits
+from idl.limits import RESULT_BYTES_MAX
 from idl.records import AttemptResult, Outcome, Usage
-from node_agent.core.attempts import required_limits
 from node_agent.core.gpus import NO_GPUS, GpuDevices
-from node_agent.sandbox.plan import Limit, SandboxOutcome, SandboxPlan
+from node_agent.sandbox.plan import Limit, PlacedInput, SandboxOutcome, SandboxPlan
 
 PATH_DEFAULT: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+INPUT_FOLDER: Final = "in"
+"""Below /work: read-only inputs."""
+_SAME: Final = frozenset(Limits.__struct_fields__) & frozenset(SandboxPlan.__struct_fields__)
 
 _OUTCOMES: Final[dict[str, Outcome]] = {
     "signalled": "signalled",
@@ -47,24 +53,36 @@ def environment(assign: AssignIntent, node: str, gpus: GpuDevices = NO_GPUS) -> 
 def plan_of(assign: AssignIntent, node: str, gpus: GpuDevices = NO_GPUS) -> SandboxPlan:
     """What the sandbox is asked to carry out."""
     spec = assign.spec
-    return SandboxPlan(
+    plan = SandboxPlan(
         key=f"{assign.job}.{assign.attempt}",
         argv=spec.command,
         env=environment(assign, node, gpus),
         memory_bytes=spec.resources.memory_bytes,
         cpu_millis=spec.resources.cpu_millis,
-        pids_max=spec.limits.pids_max,
-        tmp_bytes=spec.limits.tmp_bytes,
-        work_bytes=spec.limits.work_bytes,
-        network=spec.isolation.network,
-        wall_ms=spec.limits.wall_ms,
-        grace_ms=spec.limits.grace_ms,
-        stdout_bytes_max=LOG_BYTES_MAX // 2,
-        stderr_bytes_max=LOG_BYTES_MAX // 2,
         result_bytes_max=RESULT_BYTES_MAX,
+        profile=profile_of(spec),
+        network=network_of(spec),
         devices=gpus.of(assign.gpus),
-        require=frozenset(Limit(name) for name in required_limits(assign)),
+        cpus=assign.cpus,
+        mems=assign.mems,
+        inputs=tuple(placed_input(name, given) for name, given in spec.inputs.items()),
+        outputs=spec.outputs,
+        require=frozenset(Limit(name) for name in required_limits(spec)),
     )
+    return msgspec.structs.replace(plan, **_limits(spec.limits))
+
+
+def placed_input(name: str, given: JobInput) -> PlacedInput:
+    """Where an input lies below /work: read-only ones in a folder of their own."""
+    path = name if given.writable else f"{INPUT_FOLDER}/{name}"
+    return PlacedInput(path=path, size_bytes=given.size_bytes, writable=given.writable)
+
+
+def _limits(limits: Limits) -> dict[str, int]:
+    """Fields that plan and job call by one name, and the two caps of the output."""
+    both = {name: getattr(limits, name) for name in _SAME}
+    half = limits.output_bytes // 2
+    return {**both, "stdout_bytes_max": half, "stderr_bytes_max": half}
 
 
 def result_of(
@@ -85,9 +103,19 @@ def result_of(
             wall_ms=outcome.wall_ms,
             cpu_ms=outcome.cpu_ms,
             memory_peak_bytes=outcome.memory_peak_bytes,
+            cpu_user_ms=outcome.cpu_user_ms,
+            cpu_system_ms=outcome.cpu_system_ms,
+            throttled_ms=outcome.throttled_ms,
+            pids_peak=outcome.pids_peak,
+            io_read_bytes=outcome.io_read_bytes,
+            io_write_bytes=outcome.io_write_bytes,
+            pressure=outcome.pressure,
+            memory_events=outcome.memory_events,
         ),
         stdout_bytes=outcome.stdout_bytes,
         stderr_bytes=outcome.stderr_bytes,
         output_truncated=outcome.output_truncated,
         result=outcome.result,
+        outputs=outcome.outputs,
+        outputs_missing=outcome.outputs_missing,
     )

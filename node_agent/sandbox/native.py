@@ -28,6 +28,7 @@ from node_agent.sandbox.plan import (
     SandboxPlan,
     SandboxUnavailable,
     plan_problem,
+    unheld,
 )
 from node_agent.sandbox.settings import SandboxSettings, problem
 from node_agent.sandbox.streams import OutputPump, input_of
@@ -115,6 +116,7 @@ def enforcement(hello: Hello) -> Enforcement:
     for name, bit in hello.loose_bits.items():
         if hello.loose & bit:
             missing[Limit(name)] = f"the self-test found it not held {hello.probe_detail}".strip()
+    missing[Limit.IO] = missing[Limit.CPU_TIME] = missing[Limit.CPUSET] = "not built yet"
     if Limit.PIDS in missing and "pids" not in hello.holds:
         missing[Limit.PIDS] = f"RLIMIT_NPROC does not hold in a user namespace, and {no_cgroup}"
     return Enforcement(
@@ -365,10 +367,9 @@ class NativeSandbox:
             wrong = "network='host' needs the setting allow_host_network"
         if wrong is not None:
             raise PlanRefused(wrong)
-        missing = self.enforcement.missing
-        unheld = {limit: missing[limit] for limit in sorted(plan.require) if limit in missing}
-        if unheld:
-            raise LimitNotEnforced(unheld)
+        lacking = unheld(plan, self.enforcement.missing)
+        if lacking:
+            raise LimitNotEnforced(lacking)
 
     async def _run(
         self, plan: SandboxPlan, running: _Running, stdin: bytes, on_output: OnOutput | None

@@ -11,6 +11,9 @@ from typing import Literal
 
 import msgspec
 
+from idl.jobs import Profile
+from idl.records import MemoryEvents, OutputFile, Pressure
+
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -36,10 +39,27 @@ class Limit(StrEnum):
     SECCOMP = "seccomp"
     DISK = "disk"
     WALL_TIME = "wall_time"
+    CPU_TIME = "cpu_time"
+    IO = "io"
+    CPUSET = "cpuset"
+
+
+class PlacedInput(msgspec.Struct, frozen=True, kw_only=True):
+    """One file to be there at the start: `path` below /work. Its bytes come beside the plan."""
+
+    path: str
+    size_bytes: int
+    writable: bool = False
 
 
 class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt: command, limits, and which of the limits the job must not run without."""
+    """One attempt: command, limits, and which of the limits the job must not run without.
+
+    0 and () mean "no such limit", but for ``swap_bytes``, where 0 is no swap. ``cpu_ms`` is of the
+    whole job. ``idle_ms``: with next to no CPU time and no output. ``io_*``: for each disk behind
+    the visible file systems. ``cpus`` and ``mems``: the CPUs and NUMA memory nodes it is bound to.
+    ``outputs``: files below /work to collect (``node_agent.sandbox.outputs``).
+    """
 
     key: str
     argv: tuple[str, ...]
@@ -54,6 +74,17 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     shm_bytes: int = 64 * MIB
     work_bytes: int = 256 * MIB
     tmp_inodes: int = 16_384
+    work_inodes: int = 16_384
+    cpu_ms: int = 0
+    idle_ms: int = 0
+    swap_bytes: int = 0
+    io_read_bytes_per_s: int = 0
+    io_write_bytes_per_s: int = 0
+    cpus: tuple[int, ...] = ()
+    mems: tuple[int, ...] = ()
+    inputs: tuple[PlacedInput, ...] = ()
+    outputs: tuple[str, ...] = ()
+    profile: Profile = "strict"
     network: Literal["none", "host"] = "none"
     wall_ms: int = 60_000
     grace_ms: int = 500
@@ -87,6 +118,15 @@ class SandboxOutcome(msgspec.Struct, frozen=True, kw_only=True):
     stdout_bytes: int = 0
     stderr_bytes: int = 0
     output_truncated: bool = False
+    cpu_user_ms: int | None = None
+    cpu_system_ms: int | None = None
+    throttled_ms: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
+    pressure: Pressure | None = None
+    memory_events: MemoryEvents | None = None
+    outputs: tuple[OutputFile, ...] = ()
+    outputs_missing: dict[str, str] = {}
 
 
 class Enforcement(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +164,20 @@ class LimitNotEnforced(SandboxError):  # noqa: N818 - reads as what happened, as
         super().__init__(f"refused, the plan requires limits not enforced here ({reasons})")
 
 
+def unheld(plan: SandboxPlan, missing: dict[Limit, str]) -> dict[Limit, str]:
+    """Limits that the plan requires and sets, but that are ``missing`` here, with the reasons."""
+    unused = {
+        Limit.CPU_TIME: not plan.cpu_ms,
+        Limit.IO: not (plan.io_read_bytes_per_s or plan.io_write_bytes_per_s),
+        Limit.CPUSET: not (plan.cpus or plan.mems),
+    }
+    return {
+        limit: missing[limit]
+        for limit in sorted(plan.require)
+        if limit in missing and not unused.get(limit, False)
+    }
+
+
 def plan_problem(plan: SandboxPlan) -> str | None:
     """What is wrong with ``plan``, or None. Checked before anything is started."""
     positive = {
@@ -133,11 +187,23 @@ def plan_problem(plan: SandboxPlan) -> str | None:
         "shm_bytes": plan.shm_bytes,
         "work_bytes": plan.work_bytes,
         "tmp_inodes": plan.tmp_inodes,
+        "work_inodes": plan.work_inodes,
         "pids_max": plan.pids_max,
     }
     for name, value in positive.items():
         if value < 1:
             return f"{name} must be at least 1, got {value}"
+    optional = {
+        "cpu_ms": plan.cpu_ms,
+        "idle_ms": plan.idle_ms,
+        "swap_bytes": plan.swap_bytes,
+        "io_read_bytes_per_s": plan.io_read_bytes_per_s,
+        "io_write_bytes_per_s": plan.io_write_bytes_per_s,
+        "every CPU and memory node": min((*plan.cpus, *plan.mems), default=0),
+    }
+    for name, value in optional.items():
+        if value < 0:
+            return f"{name} must not be negative, got {value}"
     if not plan.key or not plan.argv or not plan.argv[0]:
         return "key and argv[0] must not be empty"
     if plan.memory_bytes < MEMORY_BYTES_MIN:

@@ -31,6 +31,7 @@ from idl.units import format_bytes, parse_bytes, parse_cpu_millis, parse_ms
 
 DEFAULT_QUEUE: Final = QueueName("default")
 ALL_LIMITS: Final[tuple[LimitName, ...]] = get_args(LimitName)
+REQUIRED_DEFAULT: Final = Isolation().require
 ALL_FAILURES: Final[tuple[FailureKind, ...]] = get_args(FailureKind)
 
 ALLOW_UNENFORCED_VARIABLE: Final = "OUTRIDER_ALLOW_UNENFORCED"
@@ -91,7 +92,7 @@ class Job:
     backoff_factor: float = 2.0
     backoff_max: Quantity = "6m"
     network: str = "none"
-    require: Sequence[LimitName] = ALL_LIMITS
+    require: Sequence[LimitName] = REQUIRED_DEFAULT
     allow_unenforced: Sequence[LimitName] = ()
     node_labels: Mapping[str, str] = field(default_factory=dict)
     priority: int = 0

@@ -23,6 +23,9 @@ def assign(gpus: tuple[int, ...] = (), network: str = "none") -> AssignIntent:
     return AssignIntent(job="a", attempt=2, queue="q", spec=spec, gpus=gpus)
 
 
+UNASKED = {Limit.CPU_TIME, Limit.IO, Limit.CPUSET}
+
+
 def test_a_plan_carries_every_limit_and_our_names_win() -> None:
     plan = plan_of(assign(), "n1", GPUS)
     assert plan_problem(plan) is None
@@ -30,7 +33,7 @@ def test_a_plan_carries_every_limit_and_our_names_win() -> None:
     assert (plan.cpu_millis, plan.memory_bytes, plan.pids_max, plan.wall_ms) == (
         500, 64 << 20, 7, 1234,
     )  # fmt: skip
-    assert plan.require == frozenset(Limit)
+    assert plan.require == frozenset(Limit) - UNASKED
     assert plan.env["OUTRIDER_ATTEMPT"] == "2"
     assert plan.env["PATH"] == "/opt"
     assert plan.env["A"] == "1"
@@ -38,7 +41,7 @@ def test_a_plan_carries_every_limit_and_our_names_win() -> None:
 
 def test_asking_for_the_host_s_network_waives_only_that_limit() -> None:
     plan = plan_of(assign(network="host"), "n1")
-    assert plan.require == frozenset(Limit) - {Limit.NETWORK}
+    assert plan.require == frozenset(Limit) - {Limit.NETWORK} - UNASKED
     assert plan_problem(plan) is None
 
 

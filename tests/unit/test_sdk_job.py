@@ -13,7 +13,7 @@ from idl.jobs import JobSpec
 from idl.limits import PAYLOAD_BYTES_MAX
 from outrider.client.function import function_jobs, function_source, function_value
 from outrider.client.job import (
-    ALL_LIMITS,
+    REQUIRED_DEFAULT,
     Job,
     array,
     identified,
@@ -136,7 +136,7 @@ def test_a_function_that_does_not_stand_alone_is_refused() -> None:
 
 def test_a_laptop_does_without_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTRIDER_ALLOW_UNENFORCED", "memory, cpu")
-    assert set(ALL_LIMITS) - set(required_limits(Job(["x"]))) == {"memory", "cpu"}
+    assert set(REQUIRED_DEFAULT) - set(required_limits(Job(["x"]))) == {"memory", "cpu"}
     monkeypatch.setenv("OUTRIDER_ALLOW_UNENFORCED", "luck")
     with pytest.raises(ConfigError, match="OUTRIDER_ALLOW_UNENFORCED has 'luck'"):
         Job(["x"]).submission()
