@@ -8,6 +8,7 @@ each other.
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import uvloop
 from prometheus_client import make_wsgi_app
 
+from dataplane.sampling import sample_if_asked
 from idl.errors import ConfigError, OutriderError, PlatformFaultError
 
 EXIT_OK: Final = 0
@@ -147,6 +149,7 @@ def run_process(name: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> 
     Returns the exit code; an error of ours is one line on stderr, a bug has its traceback.
     """
     code = EXIT_OK
+    sample_if_asked(name, os.environ)
     try:
         uvloop.run(_run_until_signal(main))
     except* ConfigError as group:
