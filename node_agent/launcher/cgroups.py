@@ -166,9 +166,8 @@ class JobCgroup:
         groups = list({id(group): group for group in self.v1.values()}.values())
         return [*groups, self.v2] if self.v2 else groups
 
-    def limit(self, memory_bytes: int, pids_max: int, cpu_millis: int) -> None:
-        """Write the limits, v2 files where v2 holds the controller, v1 files elsewhere."""
-        quota_us = cpu_millis * CPU_PERIOD_US // 1000
+    def limit(self, memory_bytes: int, pids_max: int) -> None:
+        """What holds from the start: v2 files where v2 holds the controller, v1 files elsewhere."""
         if self.v2:
             if "memory" in self._v2_holds:
                 write_at(self.v2.fd, "memory.max", str(memory_bytes))
@@ -176,8 +175,6 @@ class JobCgroup:
                 write_at(self.v2.fd, "memory.oom.group", "1")
             if "pids" in self._v2_holds:
                 write_at(self.v2.fd, "pids.max", str(pids_max))
-            if "cpu" in self._v2_holds:
-                write_at(self.v2.fd, "cpu.max", f"{quota_us} {CPU_PERIOD_US}")
         if "memory" in self.v1:
             fd = self.v1["memory"].fd
             write_at(fd, "memory.limit_in_bytes", str(memory_bytes))
@@ -185,8 +182,16 @@ class JobCgroup:
             self._watch_oom(fd)
         if "pids" in self.v1:
             write_at(self.v1["pids"].fd, "pids.max", str(pids_max))
+
+    def limit_cpu(self, cpu_millis: int) -> None:
+        """The CPU quota: written when the job is about to start, which else paid for its sandbox.
+
+        A new group has the kernel's default period (CPU_PERIOD_US).
+        """
+        quota_us = cpu_millis * CPU_PERIOD_US // 1000
+        if self.v2 and "cpu" in self._v2_holds:
+            write_at(self.v2.fd, "cpu.max", f"{quota_us} {CPU_PERIOD_US}")
         if "cpu" in self.v1:
-            write_at(self.v1["cpu"].fd, "cpu.cfs_period_us", str(CPU_PERIOD_US))
             write_at(self.v1["cpu"].fd, "cpu.cfs_quota_us", str(quota_us))
 
     def _watch_oom(self, memory_fd: int) -> None:

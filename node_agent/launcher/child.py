@@ -1,13 +1,17 @@
-"""What runs between ``clone3`` and ``exec``: the init of a job's pid namespace, and the job itself.
+"""What runs between ``clone3`` and ``exec``: the init of a job's pid namespace.
 
 ::
 
-    launcher ── clone3(pid, mount, ipc, uts) ──▶ init (pid 1)  joins cgroups, mounts, net ns
-                                                   └── fork ──▶ job (pid 2)  drops everything, execs
+    launcher ── clone3(pid, mount, ipc, uts) ──▶ init (pid 1)  cgroups, mounts, drops all
+                       ◀── ready ──                │
+                       ── the command ──▶          └── posix_spawn ──▶ job (pid 2)
 
-init keeps no privilege either: after forking it takes the job's uid, no capabilities and the same
-seccomp filter, reaps orphans, and reports the job's wait status. When init ends, the kernel kills
-every process of the namespace (pid_namespaces(7)), so nothing can outlive the job.
+A sandbox is *prepared* from its ``Shape`` alone, before init knows what it is to run, so it can be
+made ahead of its job. When init says ready, nothing is left to give up: it has the job's uid, no
+capabilities, and the job's Landlock domain and seccomp filter, which the job inherits. It spawns
+the job with ``posix_spawn`` (vfork: no second copy of this process), reaps orphans, and reports the
+job's wait status. When init ends, the kernel kills every process of the namespace
+(pid_namespaces(7)), so nothing can outlive the job.
 
 Any failure before exec is reported with its step and leaves by ``_exit``: never a job half inside.
 """
@@ -18,7 +22,14 @@ import errno
 import os
 import resource
 import signal
-from _socket import MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET, sethostname, socket
+from _socket import (
+    CMSG_LEN,
+    MSG_CMSG_CLOEXEC,
+    SCM_RIGHTS,
+    SOL_SOCKET,
+    sethostname,
+    socket,
+)
 
 from node_agent.launcher import kernel, probe, rootfs
 from node_agent.launcher.rootfs import StepError
@@ -33,6 +44,14 @@ _EXIT_SETUP_FAILED = 125
 # Messages of init to the launcher: one letter, then text.
 READY, STARTED, ENDED, FAILED, NOT_EXECUTED = "R", "S", "E", "F", "X"
 _MESSAGE_MAX = 4096
+# A command as init receives it; the agent's plan check keeps it well below (COMMAND_BYTES_MAX).
+_COMMAND_MAX = 1 << 18
+_STDIO_COUNT = 3
+# The empty directory of the read-only root, before the job's own filesystem covers it.
+_EMPTY_DIR = "/work"
+_SIGNALS_RESET = [
+    n for n in range(1, signal.SIGSYS + 1) if n not in {signal.SIGKILL, signal.SIGSTOP}
+]
 
 _PROC_ATTRIBUTES = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
 _JOB_FAULTS = {
@@ -63,27 +82,54 @@ class Shared:
         self.masked_files: list[str] = []
         self.masked_dirs: list[str] = []
         self.has_devices = False
+        self.proc_beneath = True  # the root holds a /proc that a job's own must replace
+
+
+class Shape:
+    """What a sandbox is made from before its job is known. Equal ``facts``: interchangeable."""
+
+    def __init__(self, message: dict[str, object]) -> None:
+        self.hostname, self.network = str(message["hostname"]), str(message["network"])
+        self.devices = _strings(message["devices"])
+        number = {name: value for name, value in message.items() if isinstance(value, int)}
+        self.tmp_bytes, self.shm_bytes = number["tmp_bytes"], number["shm_bytes"]
+        self.work_bytes, self.tmp_inodes = number["work_bytes"], number["tmp_inodes"]
+        self.probe = bool(message.get("probe"))
+        self.facts = tuple(map(str, vars(self).values()))
 
 
 class JobSpec:
     """One job as the agent asked for it."""
 
-    def __init__(self, message: dict[str, object], uid: int, gid: int) -> None:
-        self.uid, self.gid = uid, gid
-        self.key = str(message["key"])
+    def __init__(self, message: dict[str, object]) -> None:
+        self.shape = Shape(message)
+        self.key, self.cwd = str(message["key"]), str(message["cwd"])
         self.argv = _strings(message["argv"])
         self.env = {name: str(value) for name, value in _dict(message["env"]).items()}
-        self.cwd, self.hostname = str(message["cwd"]), str(message["hostname"])
-        self.network = str(message["network"])
-        self.devices = _strings(message["devices"])
-        self.probe = bool(message.get("probe"))
         number = {name: value for name, value in message.items() if isinstance(value, int)}
         self.memory_bytes, self.cpu_millis = number["memory_bytes"], number["cpu_millis"]
         self.pids_max, self.open_files_max = number["pids_max"], number["open_files_max"]
-        self.tmp_bytes, self.shm_bytes = number["tmp_bytes"], number["shm_bytes"]
-        self.work_bytes, self.tmp_inodes = number["work_bytes"], number["tmp_inodes"]
         self.wall_ms, self.grace_ms = number["wall_ms"], number["grace_ms"]
         self.result_bytes_max = number["result_bytes_max"]
+
+    def command(self) -> bytes:
+        """What init needs to start the job, as ``_Command`` reads it."""
+        head = [self.cwd, str(self.pids_max), str(self.open_files_max), str(len(self.argv))]
+        fields = [*head, *self.argv, *(f"{name}={value}" for name, value in self.env.items())]
+        if any("\0" in field for field in fields):
+            raise OSError(errno.EINVAL, "a command must not contain NUL")
+        return "\0".join(fields).encode()
+
+
+class _Command:
+    """The job's command on init's side."""
+
+    def __init__(self, data: bytes) -> None:
+        cwd, pids_max, open_files_max, count, *words = data.split(b"\0")
+        self.cwd = cwd
+        self.pids_max, self.open_files_max = int(pids_max), int(open_files_max)
+        self.argv = words[: int(count)]
+        self.env = dict(word.split(b"=", 1) for word in words[int(count) :])
 
 
 def _strings(value: object) -> list[str]:
@@ -113,14 +159,17 @@ class _Step:
 
 
 def run_init(
-    shared: Shared, spec: JobSpec, control: socket, stdio: list[int], join_fds: list[int]
+    shared: Shared, shape: Shape, ids: tuple[int, int], control: socket, join_fds: list[int]
 ) -> None:
     """Body of pid 1 of the job's namespace. Never returns: this is a copy of the launcher."""
     code = _EXIT_SETUP_FAILED
     try:
-        code = _init(shared, spec, control, stdio, join_fds)
+        code = _init(shared, shape, ids, control, join_fds)
     except StepError as error:
-        _send(control, f"{FAILED}{error.step}\t{error.errno}\t{error}")
+        kind = FAILED
+        if error.step in {"exec", "working directory"} and error.errno in _JOB_FAULTS:
+            kind = f"{NOT_EXECUTED}{_JOB_FAULTS[error.errno]}\t"
+        _send(control, f"{kind}{error.step}\t{error.errno}\t{error}")
     except BaseException as error:  # noqa: BLE001 - the last frame of a forked process
         _send(control, f"{FAILED}init\t0\t{type(error).__name__}: {error}")
     finally:
@@ -137,70 +186,100 @@ def _send(control: socket, text: str, fds: list[int] | None = None) -> None:
 
 
 def _init(
-    shared: Shared, spec: JobSpec, control: socket, stdio: list[int], join_fds: list[int]
+    shared: Shared, shape: Shape, ids: tuple[int, int], control: socket, join_fds: list[int]
 ) -> int:
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
     with _Step("join cgroup"):
         for fd in join_fds:
             os.write(fd, b"0")
         kernel.unshare(kernel.CLONE_NEWCGROUP)
     keep = [fd for fd in (shared.net_fd, shared.landlock_fd) if fd >= 0]
     with _Step("close descriptors"):
-        kernel.close_all_but((control.fileno(), *stdio, *keep))
-    proc_fd = _mounts(shared, spec, control)
+        kernel.close_all_but((control.fileno(), *keep))
+    proc_fd, work_fd = _mounts(shared, shape, ids)
     with _Step("network namespace"):
-        if spec.network != "none":
+        if shape.network != "none":
             pass  # the launcher's own, by the operator's and the plan's explicit wish
         elif shared.net_fd >= 0:
             kernel.setns(shared.net_fd, kernel.CLONE_NEWNET)
         else:
             kernel.unshare(kernel.CLONE_NEWNET)
-    # Not dumpable: /proc/1 of the job's namespace belongs to root and cannot be looked into, and
-    # the launcher's memory, of which this is a copy, cannot be read (CVE-2019-5736's first half).
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-    with _Step("fork"):
-        status_read, status_write = os.pipe2(os.O_CLOEXEC)
-        signals = {signal.SIGCHLD, signal.SIGTERM}
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        job = kernel.fork_raw()
-    if job == 0:
-        try:
-            control.close()
-            _run_job(shared, spec, stdio, proc_fd, status_write)
-        finally:  # whatever happened, this copy must never unwind into the launcher's own frames
-            os._exit(_EXIT_SETUP_FAILED)
-    os.close(status_write)
-    for fd in (*stdio, proc_fd):
-        os.close(fd)
-    with _Step("init privileges"):
-        _drop_identity(spec)
+    _give_up(shared, ids, proc_fd)
+    with _Step("close descriptors"):
+        kernel.close_all_but((control.fileno(), work_fd))
+    _send(control, READY, [work_fd])
+    os.close(work_fd)
+    command, stdio = _receive(control)
+    return _supervise(control, _spawn(shape, command, stdio))
+
+
+def _give_up(shared: Shared, ids: tuple[int, int], proc_fd: int) -> None:
+    """All privileges, for init and for whatever it will spawn."""
+    with _Step("uid"):
+        _drop_identity(*ids)
+    with _Step("user namespace"):
+        if shared.userns:
+            # After all mounts, which thereby belong to a namespace in which the job can never have
+            # a capability, whatever happens to the ones it drops next.
+            kernel.unshare(kernel.CLONE_NEWUSER)
+            kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else root owns the three files
+            _write_at(proc_fd, "self/setgroups", "deny")
+            _write_at(proc_fd, "self/uid_map", f"{JOB_UID} {ids[0]} 1")
+            _write_at(proc_fd, "self/gid_map", f"{JOB_UID} {ids[1]} 1")
+    with _Step("capabilities"):
         kernel.bounding_set_drop(shared.last_cap)
+        kernel.prctl(kernel.PR_CAP_AMBIENT, kernel.PR_CAP_AMBIENT_CLEAR_ALL)
+        kernel.prctl(kernel.PR_SET_SECUREBITS, kernel.SECUREBITS_LOCKED)
         kernel.capset(0)
+    with _Step("restrict"):
+        # Not dumpable: /proc/1 of the job's namespace belongs to root and cannot be looked into,
+        # and the launcher's memory, of which this is a copy, cannot be read (CVE-2019-5736's first
+        # half). The program that exec makes of the job's process is dumpable again.
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-        # Cleared by the change of uid (prctl(2)): set again, then see that the launcher lives.
+        # Cleared by the change of uid (prctl(2)). Should the launcher have died before, then
+        # waiting for the command is this process's end.
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-        _check_launcher(control)
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-        # No Landlock here: its signal scope would keep init from passing SIGTERM on to the job.
+        if shared.landlock_fd >= 0:
+            kernel.landlock_restrict(shared.landlock_fd)
         kernel.seccomp_install(shared.seccomp)
-    return _supervise(control, job, status_read)
 
 
-def _check_launcher(control: socket) -> None:
-    try:
-        if control.recv(1, MSG_DONTWAIT) == b"":
-            raise OSError(errno.EPIPE, "launcher is gone")
-    except BlockingIOError:
-        return  # nothing to read, but still connected
+def _receive(control: socket) -> tuple[_Command, list[int]]:
+    """The job, once there is one; blocks until then. Raises StepError if the launcher is gone."""
+    with _Step("command"):
+        space = CMSG_LEN(4 * _STDIO_COUNT)
+        data, ancillary, _, _ = control.recvmsg(_COMMAND_MAX, space, MSG_CMSG_CLOEXEC)
+        packed = ancillary[0][2] if ancillary else b""
+        stdio = [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), 4)]
+        if len(stdio) != _STDIO_COUNT:
+            raise OSError(errno.EPIPE, "the launcher is gone")
+        return _Command(data), stdio
 
 
-def _supervise(control: socket, job: int, status_read: int) -> int:
-    """Report exec's success or failure, then reap until the job itself ends."""
-    report = os.read(status_read, _MESSAGE_MAX).decode("utf-8", "replace")
-    os.close(status_read)
-    if report:
-        _send(control, report)
-        return _EXIT_SETUP_FAILED
+def _spawn(shape: Shape, command: _Command, stdio: list[int]) -> int:
+    """Start the job; returns its pid once exec succeeded."""
+    with _Step("rlimits"):
+        _rlimits(command)
+    os.umask(0o022)
+    with _Step("working directory"):
+        os.chdir(command.cwd)
+    if shape.probe:
+        pid = kernel.fork_raw()
+        if pid == 0:
+            for target, fd in enumerate(stdio):
+                os.dup2(fd, target)
+            os._exit(probe.inside(command.pids_max))
+    else:
+        pid = _exec(command, stdio)
+    for fd in stdio:
+        os.close(fd)
+    return pid
+
+
+def _supervise(control: socket, job: int) -> int:
+    """Report that the job runs, then reap until the job itself ends."""
     _send(control, STARTED)
     while True:
         try:
@@ -222,42 +301,38 @@ def _terminate_all() -> None:
         return  # the last one just ended
 
 
-def _mounts(shared: Shared, spec: JobSpec, control: socket) -> int:
-    """The job's private filesystems. Returns a descriptor of a writable /proc for the id maps."""
+def _mounts(shared: Shared, shape: Shape, ids: tuple[int, int]) -> tuple[int, int]:
+    """The job's private filesystems. Returns descriptors: a /proc that is writable, for the id
+    maps, and /work, for the launcher."""
     with _Step("hostname"):
-        sethostname(spec.hostname)
+        sethostname(shape.hostname)
     with _Step("mount proc"):
-        proc_fd = kernel.mount_detached("proc", _PROC_ATTRIBUTES)
-        visible = kernel.mount_detached("proc", _PROC_ATTRIBUTES | kernel.MOUNT_ATTR_RDONLY)
+        mounted = kernel.mount_detached("proc", _PROC_ATTRIBUTES)
+        if shared.proc_beneath:
+            kernel.umount("/proc")
+        kernel.move_mount(mounted, "/proc")
+        os.close(mounted)
+        proc_fd = kernel.open_tree(kernel.AT_FDCWD, "/proc", kernel.OPEN_TREE_CLONE)
+        kernel.mount_setattr(kernel.AT_FDCWD, "/proc", 0, kernel.MOUNT_ATTR_RDONLY)
         _write_at(proc_fd, "self/oom_score_adj", OOM_SCORE_ADJ)
-        kernel.umount("/proc")
-        kernel.move_mount(visible, "/proc")
-        os.close(visible)
     with _Step("mask proc"):
         for path in shared.masked_files:
             kernel.mount("/dev/null", path, "", kernel.MS_BIND)
-        empty = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
         for path in shared.masked_dirs:
-            kernel.mount("masked", path, "tmpfs", empty, "size=4k,nr_inodes=2,mode=555")
+            kernel.mount(_EMPTY_DIR, path, "", kernel.MS_BIND)
     with _Step("devices"):
         if shared.has_devices:
-            _devices(spec.devices)
+            _devices(shape.devices)
     private = kernel.MS_NOSUID | kernel.MS_NODEV
-    owner = f"uid={spec.uid},gid={spec.gid},nr_inodes={spec.tmp_inodes}"
+    owner = f"uid={ids[0]},gid={ids[1]},nr_inodes={shape.tmp_inodes}"
     with _Step("mount private filesystems"):
         kernel.mount(
-            "shm", "/dev/shm", "tmpfs", private, f"size={spec.shm_bytes},mode=1777,{owner}"
+            "shm", "/dev/shm", "tmpfs", private, f"size={shape.shm_bytes},mode=1777,{owner}"
         )
-        kernel.mount("tmp", "/tmp", "tmpfs", private, f"size={spec.tmp_bytes},mode=1777,{owner}")
-        kernel.mount("work", "/work", "tmpfs", private, f"size={spec.work_bytes},mode=755,{owner}")
-    with _Step("send work directory"):
-        work = os.open("/work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        _send(control, READY, [work])
-        os.close(work)
-        # The launcher answers; if it died since clone3, before PDEATHSIG was set, this is its end.
-        if control.recv(1) != b"g":
-            raise OSError(errno.EPIPE, "launcher is gone")
-    return proc_fd
+        kernel.mount("tmp", "/tmp", "tmpfs", private, f"size={shape.tmp_bytes},mode=1777,{owner}")
+        kernel.mount("work", "/work", "tmpfs", private, f"size={shape.work_bytes},mode=755,{owner}")
+        work_fd = os.open("/work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return proc_fd, work_fd
 
 
 def _devices(wanted: list[str]) -> None:
@@ -277,89 +352,21 @@ def _write_at(dir_fd: int, name: str, text: str) -> None:
         os.close(fd)
 
 
-def _drop_identity(spec: JobSpec) -> None:
+def _drop_identity(uid: int, gid: int) -> None:
     """Become the job's uid, keeping capabilities for the few steps that are left."""
     kernel.prctl(kernel.PR_SET_KEEPCAPS, 1)
-    if os.geteuid() != spec.uid:
+    if os.geteuid() != uid:
         os.setgroups([])
-        os.setresgid(spec.gid, spec.gid, spec.gid)
-        os.setresuid(spec.uid, spec.uid, spec.uid)
-    needed = 1 << kernel.CAP_SETPCAP | 1 << kernel.CAP_SYS_ADMIN
-    kernel.capset(needed)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    kernel.capset(1 << kernel.CAP_SETPCAP | 1 << kernel.CAP_SYS_ADMIN)
 
 
-def _restrict(shared: Shared) -> None:
-    """From here on nothing can be gained: no_new_privs, Landlock scope, seccomp last."""
-    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-    if shared.landlock_fd >= 0:
-        kernel.landlock_restrict(shared.landlock_fd)
-    kernel.seccomp_install(shared.seccomp)
-
-
-def _run_job(
-    shared: Shared, spec: JobSpec, stdio: list[int], proc_fd: int, status_write: int
-) -> None:
-    """Becomes the job by exec, or reports why not."""
-    try:
-        _become_job(shared, spec, stdio, proc_fd)
-        with _Step("working directory"):
-            os.chdir(spec.cwd)
-        with _Step("restrict"):
-            kernel.close_all_but((status_write, shared.landlock_fd))
-            _restrict(shared)
-        if spec.probe:
-            os.close(status_write)
-            os._exit(probe.inside(spec.pids_max))
-        _exec(spec)
-    except StepError as error:
-        kind = FAILED
-        if error.step in {"exec", "working directory"} and error.errno in _JOB_FAULTS:
-            kind = f"{NOT_EXECUTED}{_JOB_FAULTS[error.errno]}\t"
-        os.write(
-            status_write, f"{kind}{error.step}\t{error.errno}\t{error}".encode()[:_MESSAGE_MAX]
-        )
-    except BaseException as error:  # noqa: BLE001 - the last frame of a forked process
-        os.write(status_write, f"{FAILED}job\t0\t{type(error).__name__}: {error}".encode())
-
-
-def _become_job(shared: Shared, spec: JobSpec, stdio: list[int], proc_fd: int) -> None:
-    with _Step("stdio"):
-        os.setsid()
-        # Above 2 first, so that no dup2 lands on one that is still needed.
-        high = [os.dup(fd) if fd < 3 else fd for fd in stdio]
-        for target, fd in enumerate(high):
-            os.dup2(fd, target, inheritable=True)
-    with _Step("uid"):
-        _drop_identity(spec)
-    with _Step("user namespace"):
-        if shared.userns:
-            # Last, so that every mount belongs to a namespace in which the job can never have a
-            # capability, whatever happens to the ones it drops next.
-            kernel.unshare(kernel.CLONE_NEWUSER)
-            kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else root owns the three files
-            _write_at(proc_fd, "self/setgroups", "deny")
-            _write_at(proc_fd, "self/uid_map", f"{JOB_UID} {spec.uid} 1")
-            _write_at(proc_fd, "self/gid_map", f"{JOB_UID} {spec.gid} 1")
-            kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-    with _Step("rlimits"):
-        _rlimits(spec)
-    with _Step("capabilities"):
-        kernel.bounding_set_drop(shared.last_cap)
-        kernel.prctl(kernel.PR_CAP_AMBIENT, kernel.PR_CAP_AMBIENT_CLEAR_ALL)
-        kernel.prctl(kernel.PR_SET_SECUREBITS, kernel.SECUREBITS_LOCKED)
-        kernel.capset(0)
-    os.umask(0o022)
-    for number in range(1, signal.SIGSYS + 1):
-        if number not in {signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, set())
-
-
-def _rlimits(spec: JobSpec) -> None:
+def _rlimits(command: _Command) -> None:
     """Only ever lowered: raising a hard limit needs CAP_SYS_RESOURCE, which agents often lack."""
     limits = {
-        resource.RLIMIT_NOFILE: spec.open_files_max,
-        resource.RLIMIT_NPROC: spec.pids_max,
+        resource.RLIMIT_NOFILE: max(_STDIO_COUNT, command.open_files_max),
+        resource.RLIMIT_NPROC: command.pids_max + 1,  # init counts, too
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_SIGPENDING: _SIGNALS_PENDING_MAX,
         resource.RLIMIT_RTPRIO: 0,
@@ -371,20 +378,30 @@ def _rlimits(spec: JobSpec) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def _exec(spec: JobSpec) -> None:
-    program = spec.argv[0]
-    if "/" in program:
+def _exec(command: _Command, stdio: list[int]) -> int:
+    program = command.argv[0]
+    if b"/" in program:
         candidates = [program]
     else:
-        path = spec.env.get("PATH", "/usr/local/bin:/usr/bin:/bin")
-        candidates = [f"{folder}/{program}" for folder in path.split(":") if folder]
-    worst = OSError(errno.ENOENT, f"no {program!r} in PATH inside the sandbox")
+        path = command.env.get(b"PATH", b"/usr/local/bin:/usr/bin:/bin")
+        candidates = [folder + b"/" + program for folder in path.split(b":") if folder]
+    actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(stdio)]
+    name = program.decode("utf-8", "replace")
+    worst = OSError(errno.ENOENT, f"no {name!r} in PATH inside the sandbox")
     for candidate in candidates:
         try:
-            os.execve(candidate, spec.argv, spec.env)
+            return os.posix_spawn(
+                candidate,
+                command.argv,
+                command.env,
+                file_actions=actions,
+                setsid=True,
+                setsigmask=(),
+                setsigdef=_SIGNALS_RESET,
+            )
         except OSError as error:
             if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
                 worst = error
-            elif "/" in program:
-                worst = OSError(error.errno, f"{program!r}: {error.strerror} inside the sandbox")
+            elif b"/" in program:
+                worst = OSError(error.errno, f"{name!r}: {error.strerror} inside the sandbox")
     raise StepError("exec", worst)

@@ -17,8 +17,10 @@ from _socket import (
     CMSG_LEN,
     MSG_CMSG_CLOEXEC,
     MSG_DONTWAIT,
+    SCM_RIGHTS,
     SOCK_CLOEXEC,
     SOCK_SEQPACKET,
+    SOL_SOCKET,
     socket,
     socketpair,
 )
@@ -26,7 +28,7 @@ from signal import SIGKILL, SIGTERM
 
 from node_agent.launcher import child, kernel
 from node_agent.launcher.cgroups import JobCgroup, Tree
-from node_agent.launcher.child import JobSpec, Shared
+from node_agent.launcher.child import JobSpec, Shape, Shared
 
 _NAMESPACES = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 # After SIGKILL the kernel needs only to unwind; a job that is still there after this is stuck in
@@ -38,15 +40,19 @@ _MESSAGE_MAX = 4096
 
 
 class Job:
-    """State of one attempt from clone3 to the removal of its cgroups."""
+    """One sandbox from clone3 to the removal of its cgroups; a job once ``assign`` gave it one."""
 
-    def __init__(self, spec: JobSpec, slot: int, cgroup: JobCgroup) -> None:
-        self.spec, self.slot, self.cgroup = spec, slot, cgroup
+    def __init__(self, shape: Shape, slot: int, cgroup: JobCgroup) -> None:
+        self.shape, self.slot, self.cgroup = shape, slot, cgroup
         self.pid = self.pidfd = -1
         self.control: socket | None = None
         self.work_fd = -1
-        self.started_at = time.monotonic()
-        self.deadline_at = self.started_at + spec.wall_ms / 1000
+        self.ready = False  # init has given up everything and waits for its command
+        self.key = ""
+        self._spec: JobSpec | None = None
+        self._stdio: list[int] = []
+        self.wall_ms = self.grace_ms = self.result_bytes_max = 0
+        self.started_at = self.deadline_at = float("inf")
         self.kill_at: float | None = None
         self.oom_look_at: float | None = None
         self._oom_looks_left = 0
@@ -60,7 +66,7 @@ class Job:
         self.usage_cpu_us = self.usage_rss_bytes = 0
 
     # --- starting -----------------------------------------------------------------------------
-    def launch(self, shared: Shared, stdio: list[int]) -> None:
+    def launch(self, shared: Shared, ids: tuple[int, int]) -> None:
         """Fork init into its namespaces and cgroups. Raises OSError; nothing runs then."""
         join_fds = self.cgroup.join_fds()
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)
@@ -68,7 +74,7 @@ class Job:
         try:
             self.pid = kernel.clone3(_NAMESPACES, pidfd, self.cgroup.into_fd)
             if self.pid == 0:
-                child.run_init(shared, self.spec, theirs, stdio, join_fds)
+                child.run_init(shared, self.shape, ids, theirs, join_fds)
         except OSError:
             ours.close()
             raise
@@ -77,6 +83,34 @@ class Job:
             for fd in join_fds:
                 os.close(fd)
         self.pidfd, self.control = pidfd.value, ours
+
+    def assign(self, spec: JobSpec, stdio: list[int]) -> None:
+        """Give the sandbox its job, whose limits are in force; it starts as soon as init is ready.
+        Takes ``stdio``."""
+        self.key, self._spec, self._stdio = spec.key, spec, stdio
+        self.wall_ms, self.grace_ms = spec.wall_ms, spec.grace_ms
+        self.result_bytes_max = spec.result_bytes_max
+        self.started_at = time.monotonic()
+        self.deadline_at = self.started_at + spec.wall_ms / 1000
+        if self.ready:
+            self._go()
+
+    def _go(self) -> None:
+        """The CPU quota begins here, so that the job does not pay for its sandbox."""
+        spec, stdio = self._spec, self._stdio
+        if spec is None or self.control is None:
+            return
+        self._spec, self._stdio = None, []  # a command may hold secrets: later inits are copies
+        packed = b"".join(fd.to_bytes(4, "little") for fd in stdio)
+        try:
+            self.cgroup.limit_cpu(spec.cpu_millis)
+            self.control.sendmsg([spec.command()], [(SOL_SOCKET, SCM_RIGHTS, packed)])
+        except OSError as error:
+            self.failure = ("command", error.errno or 0, str(error))
+            self._signal(SIGKILL)
+        finally:
+            for fd in stdio:
+                os.close(fd)
 
     # --- events -------------------------------------------------------------------------------
     def on_control(self) -> str:
@@ -109,8 +143,9 @@ class Job:
 
     def _on_report(self, text: str) -> None:
         kind, rest = text[:1], text[1:]
-        if kind == child.READY and self.control is not None:
-            self.control.send(b"g")
+        if kind == child.READY:
+            self.ready = True
+            self._go()
         elif kind == child.ENDED and rest.isdigit():
             self.status = int(rest)
         elif kind == child.FAILED:
@@ -148,7 +183,7 @@ class Job:
         if self.oom_look_at is not None and now >= self.oom_look_at:
             self._look_for_oom(now)
         if not self.ended_by and now >= self.deadline_at:
-            self.stop("timed_out", f"ran longer than {self.spec.wall_ms} ms", now)
+            self.stop("timed_out", f"ran longer than {self.wall_ms} ms", now)
         if self.kill_at is not None and now >= self.kill_at:
             self.kill_now()
             self.kill_at = now + KILL_AGAIN_S
@@ -164,7 +199,7 @@ class Job:
         if self.ended_by:
             return
         self.ended_by, self.why = cause, why
-        self.kill_at = now + self.spec.grace_ms / 1000
+        self.kill_at = now + self.grace_ms / 1000
         self._signal(SIGTERM)
 
     def kill_now(self) -> None:
@@ -245,8 +280,8 @@ class Job:
         refused = ""
         if not stat.S_ISREG(facts.st_mode):
             refused = "result is not a regular file"
-        elif facts.st_size > self.spec.result_bytes_max:
-            refused = f"result has {facts.st_size} bytes, at most {self.spec.result_bytes_max}"
+        elif facts.st_size > self.result_bytes_max:
+            refused = f"result has {facts.st_size} bytes, at most {self.result_bytes_max}"
         if refused:
             os.close(fd)
             return -1, refused
@@ -254,10 +289,11 @@ class Job:
 
     def close(self) -> None:
         """Close every descriptor; the cgroup directories are removed separately."""
-        for fd in (self.pidfd, self.work_fd):
+        for fd in (self.pidfd, self.work_fd, *self._stdio):
             if fd >= 0:
                 os.close(fd)
         self.pidfd = self.work_fd = -1
+        self._stdio = []
         if self.control is not None:
             self.control.close()
             self.control = None
@@ -269,13 +305,13 @@ def prepare(tree: Tree, name: str, spec: JobSpec, slot: int) -> Job:
     cgroup = tree.make(name)
     try:
         # One more than the job may have: init is in the group too.
-        cgroup.limit(spec.memory_bytes, spec.pids_max + 1, spec.cpu_millis)
-        tree.grant_devices(cgroup, spec.devices)
+        cgroup.limit(spec.memory_bytes, spec.pids_max + 1)
+        tree.grant_devices(cgroup, spec.shape.devices)
     except OSError:
         cgroup.close_watch()
         cgroup.remove()
         raise
-    return Job(spec, slot, cgroup)
+    return Job(spec.shape, slot, cgroup)
 
 
 def _decode(status: int | None) -> tuple[int | None, int | None]:

@@ -131,9 +131,9 @@ class Launcher:
     def _on_event(self, fd: int, event: int) -> None:
         job, kind = self._by_fd.get(fd, (None, ""))
         if job is not None and kind == "feed":
-            feed = self._feeds[job.spec.key]
+            feed = self._feeds[job.key]
             if feed.on_writable():
-                self._end_feed(job.spec.key)
+                self._end_feed(job.key)
             return
         if event & select.EPOLLOUT:
             self._flush()
@@ -291,15 +291,14 @@ class Launcher:
         try:
             if not self._free_slots:
                 raise OSError(errno.EAGAIN, "all job slots are taken")
-            job = self._launch(message, stdio)
+            job = self._launch(JobSpec(message), stdio)
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "?")
             detail = f"step 'launch', {name}: {error}"
-            self._end(key, {"cause": "sandbox_failed", "detail": detail}, -1)
-            return
-        finally:
             for fd in stdio:
                 os.close(fd)
+            self._end(key, {"cause": "sandbox_failed", "detail": detail}, -1)
+            return
         self._jobs[key] = job
         self._watch(job)
         feed = self._feeds.get(key)
@@ -307,26 +306,21 @@ class Launcher:
             self._by_fd[feed.pipe_fd] = (job, "feed")
             self._poll.register(feed.pipe_fd, select.EPOLLOUT)
 
-    def _launch(self, message: dict[str, object], stdio: list[int]) -> Job:
-        slot = self._free_slots[-1]
-        env = self._env
-        uid = env.uid_base + (slot if env.mode == "root" else 0)
-        spec = JobSpec(message, uid, uid if env.gid < 0 else env.gid)
+    def _launch(self, spec: JobSpec, stdio: list[int]) -> Job:
+        """Takes ``stdio`` unless it raises OSError."""
         self._sequence += 1
         if self._sequence % _COLLECT_EVERY_JOBS == 0:
             gc.collect()
-        job = jobs.prepare(env.tree, _cgroup_name(self._sequence, spec.key), spec, slot)
+        slot = self._free_slots[-1]
+        job = jobs.prepare(self._env.tree, _cgroup_name(self._sequence, spec.key), spec, slot)
         try:
-            job.launch(env.shared, stdio)
+            job.launch(self._env.shared, self._env.ids(slot))
         except OSError:
             job.close()
             self._dying.append(job.cgroup)
             raise
         self._free_slots.pop()
-        spec.argv, spec.env = (
-            [],
-            {},
-        )  # may hold secrets: later jobs' inits are copies of this memory
+        job.assign(spec, stdio)
         return job
 
     def _watch(self, job: Job) -> None:
@@ -350,7 +344,7 @@ class Launcher:
         self._queue(self.hello)
 
     def _announce(self, job: Job) -> None:
-        self._send({"op": "started", "key": job.spec.key})
+        self._send({"op": "started", "key": job.key})
 
     def _on_exit(self, job: Job) -> None:
         announced = job.started
@@ -362,15 +356,15 @@ class Launcher:
         outcome = job.outcome(ended)
         result_fd, outcome["result_refused"] = job.open_result()
         if result_fd >= 0 and self._doors.agent is None:
-            result_fd = detached(result_fd, job.spec.result_bytes_max)
+            result_fd = detached(result_fd, job.result_bytes_max)
         for fd in [fd for fd, (owner, _) in self._by_fd.items() if owner is job]:
             self._forget_fd(fd)
         job.close()
         if not job.cgroup.remove():
             self._dying.append(job.cgroup)
-        del self._jobs[job.spec.key]
+        del self._jobs[job.key]
         self._free_slots.append(job.slot)
-        self._end(job.spec.key, outcome, result_fd)
+        self._end(job.key, outcome, result_fd)
 
     def _end(self, key: str, outcome: dict[str, object], result_fd: int) -> None:
         self._end_feed(key)
@@ -421,9 +415,7 @@ class Launcher:
         notes, notes_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         stdio = [null, notes_write, os.dup(null)]
-        job = self._launch(message, stdio)
-        for fd in stdio:
-            os.close(fd)
+        job = self._launch(JobSpec(message), stdio)
         while True:
             wait_s = max(0.0, job.next_deadline() - time.monotonic())
             select.select([job.pidfd], [], [], min(wait_s, _PROBE_LOOK_S))
@@ -433,9 +425,9 @@ class Launcher:
             if ended is not None:
                 break
         outcome = job.outcome(ended)
+        job.close()  # and the notes' last writer, in case it never started
         outcome["notes"] = os.read(notes, MESSAGE_BYTES_MAX).decode("utf-8", "replace")
         os.close(notes)
-        job.close()
         self._dying.append(job.cgroup)
         self._free_slots.append(job.slot)
         return outcome

@@ -58,7 +58,9 @@ class RootSpec:
         extra_ro: list[str],
         hidden: list[str],
         devices: list[str],
+        keep_proc: bool,
     ) -> None:
+        self.keep_proc = keep_proc
         self.visible, self.etc, self.extra_ro = visible, etc, extra_ro
         self.hidden, self.devices = hidden, devices
 
@@ -114,8 +116,9 @@ def build(spec: RootSpec, passwd: str, group: str) -> None:
     make_dev(f"{root}/dev", "/dev", list(DEVICE_NODES))
     _stage_devices(root, spec.devices)
     # Kept so that a new proc may be mounted from a user namespace (the kernel wants to see one that
-    # is wholly visible, mount_namespaces(7)); every job covers it with its own.
-    kernel.mount("/proc", f"{root}/proc", "", kernel.MS_BIND | kernel.MS_REC)
+    # is wholly visible, mount_namespaces(7)); every job replaces it by its own.
+    if spec.keep_proc:
+        kernel.mount("/proc", f"{root}/proc", "", kernel.MS_BIND | kernel.MS_REC)
     os.chdir(root)
     kernel.pivot_root(".", "old-root")
     os.chdir("/")

@@ -34,6 +34,11 @@ class Environment:
         self.device_filter = "none"
         self.notes: list[str] = []
 
+    def ids(self, slot: int) -> tuple[int, int]:
+        """uid and gid, on the host, of the job in a slot."""
+        uid = self.uid_base + (slot if self.mode == "root" else 0)
+        return uid, uid if self.gid < 0 else self.gid
+
 
 def prepare(settings: dict[str, object], slots: int, agent_pid: int) -> Environment:
     """Set the launcher up. Raises StepError with the step that failed."""
@@ -189,7 +194,9 @@ def _root(environment: Environment, settings: dict[str, object]) -> None:
         extra_ro=lists["extra_ro_paths"],
         hidden=lists["hidden_paths"],
         devices=lists["devices"],
+        keep_proc=environment.mode != "root",
     )
+    environment.shared.proc_beneath = spec.keep_proc
     environment.shared.has_devices = bool(spec.devices)
     passwd = "root:x:0:0:root:/:/bin/false\njob:x:1000:1000:job:/work:/bin/sh\n"
     group = "root:x:0:\njob:x:1000:\nnogroup:x:65534:\n"

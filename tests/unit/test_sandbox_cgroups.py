@@ -109,8 +109,10 @@ def test_v2_limits_are_written_where_v2_holds_them(
     enabled = (v2 / "outrider-a.1/cgroup.subtree_control").read_text()
     assert enabled == "+cpu +memory +pids"
     job = tree.make("j1-x")
-    job.limit(memory_bytes=1 << 26, pids_max=17, cpu_millis=1500)
+    job.limit(memory_bytes=1 << 26, pids_max=17)
     home = v2 / "outrider-a.1/j1-x"
+    assert (home / "cpu.max").read_text() == "", "the quota begins with the job's command"
+    job.limit_cpu(1500)
     assert (home / "memory.max").read_text() == str(1 << 26)
     assert (home / "memory.swap.max").read_text() == "0"
     assert (home / "memory.oom.group").read_text() == "1"
