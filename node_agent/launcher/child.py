@@ -359,7 +359,9 @@ def _drop_identity(uid: int, gid: int) -> None:
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-    kernel.capset(1 << kernel.CAP_SETPCAP | 1 << kernel.CAP_SYS_ADMIN)
+    # Mapping uid 0 into another user namespace takes CAP_SETFCAP (user_namespaces(7), Linux 5.12).
+    map_root = 0 if uid else 1 << kernel.CAP_SETFCAP
+    kernel.capset(1 << kernel.CAP_SETPCAP | 1 << kernel.CAP_SYS_ADMIN | map_root)
 
 
 def _rlimits(command: _Command) -> None:
