@@ -108,6 +108,14 @@ class Hashed(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="hashed"
     state_hash: str
 
 
+class Audited(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="audited"):
+    """What `outrider audit` found in Kafka alone. `exit_code` 0: every invariant holds."""
+
+    exit_code: int
+    entries: int = 0
+    message: str = ""
+
+
 class ObserverBroke(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="observer_broke"):
     """The observer could not go on: the ledger contradicts itself or cannot be read."""
 
@@ -143,7 +151,7 @@ class Phase(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="phase"):
 
 Event = (
     RunStarted | Invoked | Completed | FaultBegan | FaultHealed | FaultSkipped | ProcessEnded
-    | EntryRead | Hashed | ObserverBroke | ResultFound | Left | Phase
+    | EntryRead | Hashed | Audited | ObserverBroke | ResultFound | Left | Phase
 )  # fmt: skip
 History = tuple[Event, ...]
 E = TypeVar("E", bound=_Event)

@@ -4,9 +4,12 @@ Whatever happens (Ctrl-C too), what was broken is healed and what was started is
 """
 
 import hashlib
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -24,6 +27,7 @@ from chaos.faults import network
 from chaos.faults.network import NamespacedBroker, Network
 from chaos.faults.world import World
 from chaos.history import (
+    Audited,
     FaultSkipped,
     Hashed,
     History,
@@ -265,6 +269,7 @@ def _carry_out(
         load.close()
         _settle(scenario, load, breaker, observer, recorder, say)
         _read_all(settings, observer, recorder, tag, say)
+        recorder.add(_audited(settings, options.report))
     finally:
         observer.close()
 
@@ -347,6 +352,20 @@ def _read_all(
     except OutriderError as error:
         say(f"reading the ledger again: {error}")
         recorder.add(FaultSkipped(at_ms=_now_ms(), kind="read", reason=str(error)))
+
+
+def _audited(settings: ClusterSettings, report: Path) -> Audited:
+    """`outrider audit` in a process of its own, told where Kafka is and nothing else of the run."""
+    cluster_file = report / "audit-cluster.json"
+    cluster_file.write_bytes(msgspec.json.encode(settings))
+    command = [sys.executable, "-m", "outrider", "audit", "--json", "--config", str(cluster_file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    (report / "audit.json").write_text(done.stdout)
+    if done.returncode:
+        return Audited(
+            at_ms=_now_ms(), exit_code=done.returncode, message=done.stderr.strip()[-500:]
+        )
+    return Audited(at_ms=_now_ms(), exit_code=0, entries=json.loads(done.stdout)["entries"])
 
 
 def _result(where: SourceRef, value: bytes) -> ResultFound:

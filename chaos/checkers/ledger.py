@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from chaos.checkers.verdict import Verdict, judged
-from chaos.history import EntryRead, Hashed, History, ObserverBroke, of
+from chaos.history import Audited, EntryRead, Hashed, History, ObserverBroke, of
 from dataplane.core.state import PoolState
 from idl.errors import InvariantBrokenError
 from idl.ledger import (
@@ -170,6 +170,17 @@ def replay(history: History) -> Verdict:
         return Verdict(checker="replay", outcome="unknown", problems=("nothing to compare with",))
     return judged("replay", (), {"entries": count, "hashes compared": len(of(Hashed, history)),
                                  "state": state.state_hash()})  # fmt: skip
+
+
+def audit(history: History) -> Verdict:
+    """`outrider audit`, which knows nothing but Kafka, found every invariant kept."""
+    found = of(Audited, history)
+    if not found:
+        return Verdict(
+            checker="audit", outcome="unknown", problems=("nobody ran `outrider audit`",)
+        )
+    problems = [f"exit code {one.exit_code}: {one.message}" for one in found if one.exit_code]
+    return judged("audit", problems, {"entries": max(one.entries for one in found)})
 
 
 def _applied(state: PoolState, offset: int, entry: LedgerEntry, valid: bool) -> list[str]:

@@ -14,6 +14,7 @@ from chaos.checkers import CHECKERS, judge, worst
 from chaos.checkers.availability import gaps
 from chaos.checkers.verdict import PROBLEMS_SHOWN, Verdict, judged
 from chaos.history import (
+    Audited,
     Completed,
     EntryRead,
     Event,
@@ -135,6 +136,7 @@ def good() -> list[Event]:
                     outcome="failed", started_ms=10, ended_ms=20),
         ResultFound(at_ms=2102, source=result_at(1), job="a", attempt=2, node="n1",
                     outcome="succeeded", started_ms=20, ended_ms=30, sha256=SHA),
+        Audited(at_ms=2150, exit_code=0, entries=10),
         Phase(at_ms=2200, name="stopped"),
     ]  # fmt: skip
 
@@ -233,6 +235,8 @@ BROKEN: list[tuple[str, str, Callable[[], list[Event]]]] = [
         good(), Hashed, {}, state_hash="00")),
     ("replay", "void to the observer, valid when", lambda: changed(
         good(), EntryRead, {"offset": 9}, valid=False)),
+    ("audit", "exit code 1: a job is live and ended", lambda: [*good(), Audited(
+        at_ms=1, exit_code=1, message="a job is live and ended")]),
     ("replay", "which the history lacks", lambda: without(good(), EntryRead, offset=9)),
     ("replay", "observer: lost", lambda: [*good(), ObserverBroke(at_ms=1, error="lost")]),
     ("replay", "which did not succeed", lambda: with_entry(8, entry(
