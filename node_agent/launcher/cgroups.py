@@ -13,56 +13,24 @@ import fcntl
 import os
 import time
 
-from node_agent.launcher import devices
+from node_agent.launcher import devices, limits, usage
+from node_agent.launcher.files import (
+    keyed_value,
+    read_at,
+    write_all,
+    write_at,
+    write_if_present,
+)
 
 PREFIX = "outrider-"
 # Where the agent itself moves when its own v2 cgroup must hand controllers to children.
 SELF_LEAF = PREFIX + "self"
-CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "devices")
-# CFS bandwidth period; the kernel's default, and long enough that 10 millis stay above its 1 ms.
-CPU_PERIOD_US = 100_000
+CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "devices", *sorted(limits.ON_DEMAND_V1))
+_CPUS = os.cpu_count() or 1
+_V2_WANTED = frozenset({"memory", "pids", "cpu", "cpuset", "io"})
 # Killing what a dead launcher left takes one pass per fork it races with; give up after this.
 SWEEP_S_MAX = 5.0
-_READ_MAX = 1 << 16
-
 _CREATED = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-
-
-def write_at(dir_fd: int, name: str, text: str) -> None:
-    """Write one cgroup file."""
-    fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=dir_fd)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
-
-
-def read_at(dir_fd: int, name: str) -> str:
-    """Read one cgroup file; empty when this kernel has no such file."""
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
-    except FileNotFoundError:
-        return ""
-    try:
-        return os.read(fd, _READ_MAX).decode()
-    finally:
-        os.close(fd)
-
-
-def _write_if_present(dir_fd: int, name: str, text: str) -> None:
-    try:
-        write_at(dir_fd, name, text)
-    except FileNotFoundError:
-        return  # e.g. no swap accounting in this kernel: then there is nothing to limit
-
-
-def keyed_value(text: str, key: str) -> int:
-    """The number after ``key`` in a flat keyed file (memory.events, cpu.stat, oom_control)."""
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) == 2 and words[0] == key:
-            return int(words[1])
-    return 0
 
 
 class Mounted:
@@ -166,31 +134,24 @@ class JobCgroup:
         groups = list({id(group): group for group in self.v1.values()}.values())
         return [*groups, self.v2] if self.v2 else groups
 
-    def limit(self, memory_bytes: int, pids_max: int) -> None:
+    def limit(self, wanted: limits.Limits, disks: list[str]) -> None:
         """What holds from the start: v2 files where v2 holds the controller, v1 files elsewhere."""
         if self.v2:
-            if "memory" in self._v2_holds:
-                write_at(self.v2.fd, "memory.max", str(memory_bytes))
-                _write_if_present(self.v2.fd, "memory.swap.max", "0")
-                write_at(self.v2.fd, "memory.oom.group", "1")
-            if "pids" in self._v2_holds:
-                write_at(self.v2.fd, "pids.max", str(pids_max))
+            write_all(self.v2.fd, limits.v2_files(wanted, self._v2_holds, disks))
+        for controller, files in limits.v1_files(wanted, disks).items():
+            if controller in self.v1:
+                write_all(self.v1[controller].fd, files)
         if "memory" in self.v1:
-            fd = self.v1["memory"].fd
-            write_at(fd, "memory.limit_in_bytes", str(memory_bytes))
-            _write_if_present(fd, "memory.memsw.limit_in_bytes", str(memory_bytes))
-            self._watch_oom(fd)
-        if "pids" in self.v1:
-            write_at(self.v1["pids"].fd, "pids.max", str(pids_max))
+            self._watch_oom(self.v1["memory"].fd)
 
     def limit_cpu(self, cpu_millis: int) -> None:
         """The CPU quota: written when the job is about to start, which else paid for its sandbox.
 
         A new group has the kernel's default period (CPU_PERIOD_US).
         """
-        quota_us = cpu_millis * CPU_PERIOD_US // 1000
+        quota_us = cpu_millis * limits.CPU_PERIOD_US // 1000
         if self.v2 and "cpu" in self._v2_holds:
-            write_at(self.v2.fd, "cpu.max", f"{quota_us} {CPU_PERIOD_US}")
+            write_at(self.v2.fd, "cpu.max", f"{quota_us} {limits.CPU_PERIOD_US}")
         if "cpu" in self.v1:
             write_at(self.v1["cpu"].fd, "cpu.cfs_quota_us", str(quota_us))
 
@@ -219,33 +180,30 @@ class JobCgroup:
             return keyed_value(read_at(self.v1["memory"].fd, "memory.oom_control"), "oom_kill")
         return 0
 
-    def memory_peak_bytes(self) -> int | None:
-        """Highest memory charged to the job, or None where nothing counts it."""
-        text = ""
-        if self.v2 and "memory" in self._v2_holds:
-            text = read_at(self.v2.fd, "memory.peak")
-        elif "memory" in self.v1:
-            text = read_at(self.v1["memory"].fd, "memory.max_usage_in_bytes")
-        return int(text) if text else None
-
     def cpu_us(self) -> int | None:
         """CPU time of all tasks that ever were in the group, in microseconds."""
-        if self.v2 and "cpu" in self._v2_holds:
-            return keyed_value(read_at(self.v2.fd, "cpu.stat"), "usage_usec")
+        if self.v2:  # counted there even where v1 holds the controller
+            text = read_at(self.v2.fd, "cpu.stat")
+            if text:
+                return keyed_value(text, "usage_usec")
         if "cpuacct" in self.v1:
             return int(read_at(self.v1["cpuacct"].fd, "cpuacct.usage") or 0) // 1000
         return None
 
-    def pids_peak(self) -> int | None:
-        """Most tasks at once (kernels from 6.11 on), the init process included."""
-        group = self.v2 if self.v2 and "pids" in self._v2_holds else self.v1.get("pids")
-        text = read_at(group.fd, "pids.peak") if group else ""
-        return int(text) if text else None
+    def cpus_at_once(self, cpu_millis: int) -> float:
+        """CPU seconds that the job can use in a second."""
+        capped = "cpu" in self._v2_holds or "cpu" in self.v1
+        return min(cpu_millis / 1000, _CPUS) if capped else _CPUS
+
+    def used(self) -> dict[str, object]:
+        """What the job used so far, as far as it is counted here (``launcher.usage``)."""
+        used = usage.of_v1({name: group.fd for name, group in self.v1.items()})
+        return used | usage.of_v2(self.v2.fd, self._v2_holds) if self.v2 else used
 
     def kill(self) -> None:
         """SIGKILL everything in the group (cgroup.kill, Linux 5.14), besides init's namespace."""
         if self.v2 and not self._gone:
-            _write_if_present(self.v2.fd, "cgroup.kill", "1")
+            write_if_present(self.v2.fd, "cgroup.kill", "1")
 
     def close_watch(self) -> None:
         """Stop watching for OOM."""
@@ -266,6 +224,7 @@ class Tree:
         self.v2: Group | None = None
         self.v1: dict[str, Group] = {}
         self.v2_holds: frozenset[str] = frozenset()
+        self.disks: list[str] = []  # major:minor, behind what jobs can read
         self.problems: dict[str, list[str]] = {}  # reason -> the hierarchies it keeps from us
         self._locks: list[int] = []
         self._programs: dict[frozenset[str], int] = {}  # device programs, by extra devices
@@ -281,10 +240,16 @@ class Tree:
 
     @property
     def holds(self) -> frozenset[str]:
-        return self.v2_holds | frozenset(self.v1)
+        """Controllers, by their v2 names; ``cpu_time``: the CPU time of a group is counted."""
+        names = {"io" if name == "blkio" else name for name in self.v1}
+        counted = {"cpu_time"} if self.v2 or "cpuacct" in self.v1 else set()
+        return self.v2_holds | names | counted
 
-    def make(self, name: str) -> JobCgroup:
-        """Directories for one job; on failure nothing is left behind."""
+    def make(self, name: str, on_demand: frozenset[str] = frozenset()) -> JobCgroup:
+        """Directories for one job; on failure nothing is left behind.
+
+        ``on_demand``: v1 hierarchies that not every job needs (``limits.ON_DEMAND_V1``).
+        """
         made: dict[str, Group] = {}
         by_parent: dict[int, Group] = {}
         shared: list[Group] = []
@@ -294,8 +259,12 @@ class Tree:
                 if controller == "devices":  # one device list for all jobs of the instance
                     shared.append(parent)
                     continue
+                if controller in limits.ON_DEMAND_V1 - on_demand:
+                    continue
                 if parent.fd not in by_parent:
                     by_parent[parent.fd] = Group(parent.fd, name)
+                    if self.v1.get("cpuset") is parent:
+                        inherit_cpuset(parent.fd, by_parent[parent.fd].fd)
                 made[controller] = by_parent[parent.fd]
             if self.v2:
                 v2 = Group(self.v2.fd, name)
@@ -310,9 +279,7 @@ class Tree:
         self._base_numbers = [devices.numbers(path) for path in base]
         self._device_numbers = {path: devices.numbers(path) for path in extra}
         if self.v2 and self._attach(self.v2, frozenset(extra)):
-            unneeded = self.v1.pop("devices", None)
-            if unneeded is not None and unneeded not in self.v1.values():
-                unneeded.remove()
+            self.drop_if_alone("devices")
             return "ebpf"
         group = self.v1.get("devices")
         if group is None:
@@ -321,6 +288,12 @@ class Tree:
         for major, minor in (*self._base_numbers, *self._device_numbers.values()):
             write_at(group.fd, "devices.allow", f"c {major}:{minor} rw")
         return "v1"
+
+    def drop_if_alone(self, controller: str) -> None:
+        """Do without a v1 controller; its hierarchy too, where it has that for itself."""
+        unneeded = self.v1.pop(controller, None)
+        if unneeded is not None and unneeded not in self.v1.values():
+            unneeded.remove()
 
     def _attach(self, group: Group, extra: frozenset[str]) -> bool:
         try:
@@ -355,6 +328,8 @@ class Tree:
         lock = os.open(".", _CREATED, dir_fd=group.fd)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._locks.append(lock)
+        if "cpuset" in mounted.controllers:
+            inherit_cpuset(base_fd, group.fd)
         if mounted.controllers:
             for controller in mounted.controllers:
                 self.v1[controller] = group
@@ -362,6 +337,12 @@ class Tree:
         self.v2 = group
         if self.v2_holds:
             write_at(group.fd, "cgroup.subtree_control", _enable(self.v2_holds))
+
+
+def inherit_cpuset(parent_fd: int, fd: int) -> None:
+    """v1: a new cpuset is empty, and no task can enter it before it has CPUs and memory nodes."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        write_at(fd, name, read_at(parent_fd, name).strip())
 
 
 def _enable(controllers: frozenset[str]) -> str:
@@ -391,12 +372,13 @@ def open_tree(name: str, hierarchies: list[Mounted], own_pids: frozenset[int]) -
             if not mounted.controllers:
                 tree.v2_holds = frozenset()
             tree.problems.setdefault(error.strerror or "?", []).append(what)
+    tree.drop_if_alone("cpuacct" if tree.v2 else "")  # v2 counts CPU time without any controller
     return tree
 
 
 def _delegated(base_fd: int, own_pids: frozenset[int]) -> frozenset[str]:
     """Controllers of the v2 hierarchy that children of ``base_fd`` can be given."""
-    wanted = frozenset(read_at(base_fd, "cgroup.controllers").split()) & {"memory", "pids", "cpu"}
+    wanted = frozenset(read_at(base_fd, "cgroup.controllers").split()) & _V2_WANTED
     missing = wanted - frozenset(read_at(base_fd, "cgroup.subtree_control").split())
     if not missing:
         return wanted
@@ -461,7 +443,7 @@ def _open_directory(name: str, dir_fd: int) -> int:
 
 
 def _kill_members(fd: int) -> None:
-    _write_if_present(fd, "cgroup.kill", "1")
+    write_if_present(fd, "cgroup.kill", "1")
     for pid in read_at(fd, "cgroup.procs").split():
         if pid != "0":  # a process outside our pid namespace
             try:

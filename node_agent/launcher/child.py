@@ -82,6 +82,7 @@ class Shared:
         self.masked_files: list[str] = []
         self.masked_dirs: list[str] = []
         self.has_devices = False
+        self.holds: frozenset[str] = frozenset()  # cgroup controllers (``cgroups.Tree.holds``)
         self.proc_beneath = True  # the root holds a /proc that a job's own must replace
 
 
@@ -94,6 +95,9 @@ class Shape:
         number = {name: value for name, value in message.items() if isinstance(value, int)}
         self.tmp_bytes, self.shm_bytes = number["tmp_bytes"], number["shm_bytes"]
         self.work_bytes, self.tmp_inodes = number["work_bytes"], number["tmp_inodes"]
+        self.work_inodes = number["work_inodes"]
+        self.io = (number["io_read_bytes_per_s"], number["io_write_bytes_per_s"])
+        self.cpus, self.mems = _numbers(message["cpus"]), _numbers(message["mems"])
         self.probe = bool(message.get("probe"))
         self.facts = tuple(map(str, vars(self).values()))
 
@@ -110,11 +114,14 @@ class JobSpec:
         self.memory_bytes, self.cpu_millis = number["memory_bytes"], number["cpu_millis"]
         self.pids_max, self.open_files_max = number["pids_max"], number["open_files_max"]
         self.wall_ms, self.grace_ms = number["wall_ms"], number["grace_ms"]
+        self.cpu_ms, self.idle_ms = number["cpu_ms"], number["idle_ms"]
+        self.swap_bytes = number["swap_bytes"]
         self.result_bytes_max = number["result_bytes_max"]
 
     def command(self) -> bytes:
         """What init needs to start the job, as ``_Command`` reads it."""
-        head = [self.cwd, str(self.pids_max), str(self.open_files_max), str(len(self.argv))]
+        numbers = (self.pids_max, self.open_files_max, self.cpu_ms, len(self.argv))
+        head = [self.cwd, *map(str, numbers)]
         fields = [*head, *self.argv, *(f"{name}={value}" for name, value in self.env.items())]
         if any("\0" in field for field in fields):
             raise OSError(errno.EINVAL, "a command must not contain NUL")
@@ -125,8 +132,8 @@ class _Command:
     """The job's command on init's side."""
 
     def __init__(self, data: bytes) -> None:
-        cwd, pids_max, open_files_max, count, *words = data.split(b"\0")
-        self.cwd = cwd
+        cwd, pids_max, open_files_max, cpu_ms, count, *words = data.split(b"\0")
+        self.cwd, self.cpu_ms = cwd, int(cpu_ms)
         self.pids_max, self.open_files_max = int(pids_max), int(open_files_max)
         self.argv = words[: int(count)]
         self.env = dict(word.split(b"=", 1) for word in words[int(count) :])
@@ -136,6 +143,10 @@ def _strings(value: object) -> list[str]:
     if not isinstance(value, list):
         raise TypeError("expected a list of strings")
     return [str(item) for item in value]
+
+
+def _numbers(value: object) -> tuple[int, ...]:
+    return tuple(int(text) for text in _strings(value))
 
 
 def _dict(value: object) -> dict[str, object]:
@@ -193,6 +204,8 @@ def _init(
     with _Step("join cgroup"):
         for fd in join_fds:
             os.write(fd, b"0")
+        if "cpuset" not in shared.holds:
+            _bind(shape)
         kernel.unshare(kernel.CLONE_NEWCGROUP)
     keep = [fd for fd in (shared.net_fd, shared.landlock_fd) if fd >= 0]
     with _Step("close descriptors"):
@@ -211,6 +224,8 @@ def _init(
     _send(control, READY, [work_fd])
     os.close(work_fd)
     command, stdio = _receive(control)
+    if "cpu_time" not in shared.holds and command.cpu_ms:
+        _cpu_rlimit(command.cpu_ms)
     return _supervise(control, _spawn(shape, command, stdio))
 
 
@@ -244,6 +259,14 @@ def _give_up(shared: Shared, ids: tuple[int, int], proc_fd: int) -> None:
         if shared.landlock_fd >= 0:
             kernel.landlock_restrict(shared.landlock_fd)
         kernel.seccomp_install(shared.seccomp)
+
+
+def _bind(shape: Shape) -> None:
+    """Without a cpuset of ours: where the job starts. It may choose other CPUs itself."""
+    if shape.cpus:
+        os.sched_setaffinity(0, shape.cpus)
+    if shape.mems:
+        kernel.set_mempolicy_bind(shape.mems)
 
 
 def _receive(control: socket) -> tuple[_Command, list[int]]:
@@ -324,13 +347,15 @@ def _mounts(shared: Shared, shape: Shape, ids: tuple[int, int]) -> tuple[int, in
         if shared.has_devices:
             _devices(shape.devices)
     private = kernel.MS_NOSUID | kernel.MS_NODEV
-    owner = f"uid={ids[0]},gid={ids[1]},nr_inodes={shape.tmp_inodes}"
+    owned = f"uid={ids[0]},gid={ids[1]}"
+    owner = f"{owned},nr_inodes={shape.tmp_inodes}"
+    work = f"size={shape.work_bytes},mode=755,{owned},nr_inodes={shape.work_inodes}"
     with _Step("mount private filesystems"):
         kernel.mount(
             "shm", "/dev/shm", "tmpfs", private, f"size={shape.shm_bytes},mode=1777,{owner}"
         )
         kernel.mount("tmp", "/tmp", "tmpfs", private, f"size={shape.tmp_bytes},mode=1777,{owner}")
-        kernel.mount("work", "/work", "tmpfs", private, f"size={shape.work_bytes},mode=755,{owner}")
+        kernel.mount("work", "/work", "tmpfs", private, work)
         work_fd = os.open("/work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     return proc_fd, work_fd
 
@@ -362,6 +387,15 @@ def _drop_identity(uid: int, gid: int) -> None:
     # Mapping uid 0 into another user namespace takes CAP_SETFCAP (user_namespaces(7), Linux 5.12).
     map_root = 0 if uid else 1 << kernel.CAP_SETFCAP
     kernel.capset(1 << kernel.CAP_SETPCAP | 1 << kernel.CAP_SYS_ADMIN | map_root)
+
+
+def _cpu_rlimit(cpu_ms: int) -> None:
+    """Where nothing counts the group: SIGXCPU for each process, SIGKILL a second later."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    seconds = -(-cpu_ms // 1000)
+    if hard != resource.RLIM_INFINITY:
+        seconds = min(seconds, hard - 1)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
 
 
 def _rlimits(command: _Command) -> None:

@@ -24,11 +24,13 @@ from _socket import (
     socket,
     socketpair,
 )
-from signal import SIGKILL, SIGTERM
+from signal import SIGKILL, SIGTERM, SIGXCPU
 
-from node_agent.launcher import child, kernel
+from node_agent.launcher import child, kernel, usage
 from node_agent.launcher.cgroups import JobCgroup, Tree
 from node_agent.launcher.child import JobSpec, Shape, Shared
+from node_agent.launcher.limits import Limits
+from node_agent.launcher.looks import NO_LOOKS, Looks
 
 _NAMESPACES = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 # After SIGKILL the kernel needs only to unwind; a job that is still there after this is stuck in
@@ -53,6 +55,8 @@ class Job:
         self._stdio: list[int] = []
         self.wall_ms = self.grace_ms = self.result_bytes_max = 0
         self.started_at = self.deadline_at = float("inf")
+        self.cpu_ms = 0
+        self.looks = NO_LOOKS
         self.kill_at: float | None = None
         self.oom_look_at: float | None = None
         self._oom_looks_left = 0
@@ -92,6 +96,9 @@ class Job:
         self.result_bytes_max = spec.result_bytes_max
         self.started_at = time.monotonic()
         self.deadline_at = self.started_at + spec.wall_ms / 1000
+        self.cpu_ms = spec.cpu_ms
+        at_once = self.cgroup.cpus_at_once(spec.cpu_millis)
+        self.looks = Looks(spec.cpu_ms, spec.idle_ms, at_once, self.started_at)
         if self.ready:
             self._go()
 
@@ -184,13 +191,23 @@ class Job:
             self._look_for_oom(now)
         if not self.ended_by and now >= self.deadline_at:
             self.stop("timed_out", f"ran longer than {self.wall_ms} ms", now)
+        if not self.ended_by and now >= self.looks.at:
+            why = self.looks.look(now, self._cpu_us())
+            if why:
+                self.stop("timed_out", why, now)
         if self.kill_at is not None and now >= self.kill_at:
             self.kill_now()
             self.kill_at = now + KILL_AGAIN_S
 
+    def _cpu_us(self) -> int:
+        counted = self.cgroup.cpu_us()
+        return usage.of_tree(self.pid) if counted is None else counted
+
     def next_deadline(self) -> float:
         """When ``on_time`` has something to do next."""
-        due = self.kill_at if self.kill_at is not None else self.deadline_at
+        due = self.kill_at
+        if due is None:
+            due = min(self.deadline_at, self.looks.at)
         return due if self.oom_look_at is None else min(due, self.oom_look_at)
 
     # --- stopping -----------------------------------------------------------------------------
@@ -219,26 +236,24 @@ class Job:
 
         Waits on the process itself: a stopped or traced child is not a dead one.
         """
-        pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        pid, status, used = os.wait4(self.pid, os.WNOHANG)
         if pid == 0 or not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
             return None
         self.ended_at = time.monotonic()
         while self.on_control() in {"started", "report"}:
             continue  # a short job's last words may still be in the socket
         # Fallbacks where no cgroup counts: all descendants that were waited for, and the largest.
-        self.usage_cpu_us = int((usage.ru_utime + usage.ru_stime) * 1_000_000)
-        self.usage_rss_bytes = usage.ru_maxrss * 1024
+        self.usage_cpu_us = int((used.ru_utime + used.ru_stime) * 1_000_000)
+        self.usage_rss_bytes = used.ru_maxrss * 1024
         return status
 
     def outcome(self, init_status: int) -> dict[str, object]:
         """The verdict, as the message for the agent."""
-        cpu_us, peak_bytes = self.cgroup.cpu_us(), self.cgroup.memory_peak_bytes()
-        result: dict[str, object] = {
-            "wall_ms": int((self.ended_at - self.started_at) * 1000),
-            "cpu_ms": (self.usage_cpu_us if cpu_us is None else cpu_us) // 1000,
-            "memory_peak_bytes": self.usage_rss_bytes if peak_bytes is None else peak_bytes,
-            "pids_peak": self.cgroup.pids_peak(),
-        }
+        result = self.cgroup.used()
+        cpu_us = result.pop("cpu_us", None)
+        result.setdefault("memory_peak_bytes", self.usage_rss_bytes)
+        result["wall_ms"] = int((self.ended_at - self.started_at) * 1000)
+        result["cpu_ms"] = (cpu_us if isinstance(cpu_us, int) else self.usage_cpu_us) // 1000
         result.update(self._verdict(init_status))
         return result
 
@@ -258,6 +273,9 @@ class Job:
             return {"cause": "exited", "exit_code": code, "detail": text}
         if self.status is None:
             return {"cause": "sandbox_failed", "detail": f"init ended with status {init_status}"}
+        if signal == SIGXCPU and self.cpu_ms:
+            why = f"cpu: a process used more than {self.cpu_ms} ms of CPU time"
+            return {"cause": "timed_out", "detail": why, **ended}
         return {"cause": "signalled" if signal is not None else "exited", "detail": "", **ended}
 
     def open_result(self) -> tuple[int, str]:
@@ -302,10 +320,18 @@ class Job:
 
 def prepare(tree: Tree, name: str, spec: JobSpec, slot: int) -> Job:
     """Make the job's cgroups and write its limits; on failure nothing is left behind."""
-    cgroup = tree.make(name)
+    shape = spec.shape
+    wanted = Limits(
+        spec.memory_bytes,
+        spec.pids_max + 1,  # one more than the job may have: init is in the group too
+        spec.swap_bytes,
+        shape.io,
+        shape.cpus,
+        shape.mems,
+    )
+    cgroup = tree.make(name, wanted.on_demand)
     try:
-        # One more than the job may have: init is in the group too.
-        cgroup.limit(spec.memory_bytes, spec.pids_max + 1)
+        cgroup.limit(wanted, tree.disks)
         tree.grant_devices(cgroup, spec.shape.devices)
     except OSError:
         cgroup.close_watch()

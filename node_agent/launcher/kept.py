@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 
 # fcntl(2); the largest pipe an ordinary user may have (/proc/sys/fs/pipe-max-size, stock kernels).
 _F_SETPIPE_SZ = 1031
+_FIONREAD = 0x541B  # ioctl_pipe(2): bytes in the pipe
 PIPE_BYTES_MAX = 1 << 20
 _PIPE_BYTES_DEFAULT = 1 << 16
 _COPY_BYTES = 1 << 20
@@ -21,6 +23,15 @@ class Outputs:
 
     def __init__(self, fds: list[int], caps: list[int]) -> None:
         self.fds, self._caps = fds, caps
+        self._waiting = 0
+
+    def moved(self) -> bool:
+        """Something was written since the last call, and not all of it was read meanwhile.
+
+        What the agent reads at once is seen by the agent alone, which then says so.
+        """
+        before, self._waiting = self._waiting, sum(_waiting_bytes(fd) for fd in self.fds)
+        return self._waiting not in (0, before)
 
     def grow(self) -> None:
         """Nobody reads for a while: make room for all that would be kept of the output.
@@ -42,6 +53,12 @@ class Outputs:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
+
+
+def _waiting_bytes(fd: int) -> int:
+    count = bytearray(4)
+    fcntl.ioctl(fd, _FIONREAD, count)
+    return int.from_bytes(count, sys.byteorder)
 
 
 class Feed:

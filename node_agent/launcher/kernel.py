@@ -16,9 +16,11 @@ _MACHINE = os.uname().machine
 _ARCH_NR = {
     "x86_64": {
         "clone": 56, "setns": 308, "seccomp": 317, "bpf": 321, "capset": 126, "signalfd": 289,
+        "set_mempolicy": 238,
     },
     "aarch64": {
         "clone": 220, "setns": 268, "seccomp": 277, "bpf": 280, "capset": 91, "signalfd": 74,
+        "set_mempolicy": 237,
     },
 }  # fmt: skip
 SUPPORTED = _MACHINE in _ARCH_NR
@@ -142,6 +144,13 @@ def signalfd(signal_number: int) -> int:
     mask = _words(1 << (signal_number - 1))
     flags = os.O_CLOEXEC | os.O_NONBLOCK  # SFD_CLOEXEC and SFD_NONBLOCK are these
     return _syscall("signalfd", _NR["signalfd"], -1, mask, len(mask), flags)
+
+
+def set_mempolicy_bind(nodes: tuple[int, ...]) -> None:
+    """Memory from these NUMA nodes only, also after fork and exec; set_mempolicy(2), MPOL_BIND."""
+    mode_bind, bits = 2, 64 * (max(nodes) // 64 + 1)
+    mask = sum(1 << node for node in set(nodes)).to_bytes(bits // 8, "little")
+    _syscall("set_mempolicy", _NR["set_mempolicy"], mode_bind, mask, bits + 1)
 
 
 def unshare(flags: int) -> None:

@@ -113,6 +113,8 @@ class Launcher:
             now = time.monotonic()
             for job in list(self._jobs.values()):
                 if now >= job.next_deadline():
+                    if job.looks.for_idleness and self._outputs[job.key].moved():
+                        job.looks.output = True
                     job.on_time(now)
             self._dying = [cgroup for cgroup in self._dying if not cgroup.remove()]
             if now >= self._orphan_ends_at and not self._closing:
@@ -200,6 +202,10 @@ class Launcher:
                 job.stop("killed", str(message["why"]), time.monotonic())
                 if message["now"]:
                     job.kill_now()
+        elif message["op"] == "active":
+            job = self._jobs.get(message["key"])
+            if job is not None:
+                job.looks.output = True
         elif message["op"] == "forget":
             self._forget(str(message["key"]))
         elif message["op"] == "close":
@@ -461,6 +467,7 @@ def _hello(env: setup.Environment, outcome: dict[str, object]) -> dict[str, obje
         },
         "landlock_abi": kernel.landlock_abi(),
         "device_filter": env.device_filter,
+        "io_problem": env.io_problem,
         "notes": env.notes,
     }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from node_agent.launcher import cgroups, kernel, rootfs
+from node_agent.launcher import cgroups, files, kernel, limits, rootfs
 from node_agent.launcher.child import Shared
 from node_agent.launcher.rootfs import RootSpec, StepError
 
@@ -33,6 +33,7 @@ class Environment:
         self.gid = -1  # of every job in userns mode; -1: same number as the uid
         self.device_filter = "none"
         self.notes: list[str] = []
+        self.io_problem = ""
 
     def ids(self, slot: int) -> tuple[int, int]:
         """uid and gid, on the host, of the job in a slot."""
@@ -56,6 +57,9 @@ def prepare(settings: dict[str, object], slots: int, agent_pid: int) -> Environm
     )
     name = f"{cgroups.PREFIX}{settings['instance']}.{os.urandom(4).hex()}"
     environment.tree = cgroups.open_tree(name, hierarchies, own)
+    shared.holds = environment.tree.holds
+    _io(environment, settings)
+    _swap(environment)
     try:
         _devices(environment, settings)
         _namespaces(environment, slots)
@@ -80,6 +84,23 @@ def _devices(environment: Environment, settings: dict[str, object]) -> None:
         environment.notes.append(
             "no device filter per job: only the private /dev separates devices"
         )
+
+
+def _io(environment: Environment, settings: dict[str, object]) -> None:
+    """The disks to throttle, found while the host's tree is still in view."""
+    shown = [settings["visible_paths"], settings["extra_ro_paths"]]
+    paths = [str(path) for item in shown if isinstance(item, list) for path in item]
+    disks, unknown = limits.disks_behind(paths, _read("/proc/self/mountinfo"))
+    environment.tree.disks = disks
+    if unknown:
+        environment.io_problem = f"no disk to throttle behind {', '.join(unknown)}"
+
+
+def _swap(environment: Environment) -> None:
+    tree = environment.tree
+    memory = tree.v1.get("memory")
+    if memory is not None and not files.read_at(memory.fd, "memory.memsw.limit_in_bytes"):
+        environment.notes.append("swap of jobs is not limited: this kernel does not account for it")
 
 
 def _read(path: str) -> str:

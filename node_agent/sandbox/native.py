@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from idl.records import MemoryEvents, Pressure
 from node_agent.sandbox import seccomp
 from node_agent.sandbox.channel import Channel, LauncherProcess, call, spawn
 from node_agent.sandbox.plan import (
@@ -47,6 +48,8 @@ _ENV_DEFAULTS = {
     "LANG": "C.UTF-8",
 }
 RESULT_PATH = "/work/result"
+# Output is told to the launcher this often within a job's idle time, twice for each look of its.
+_ACTIVITY_LOOKS = 16
 _CGROUP_ADVICE = (
     " (run as root, or under a systemd unit with Delegate=yes and DelegateSubgroup=agent)"
 )
@@ -67,6 +70,7 @@ class Hello(msgspec.Struct, frozen=True):
     device_filter: Literal["ebpf", "v1", "none"]
     notes: list[str]
     protocol: int = 0
+    io_problem: str = ""
 
 
 class _Message(msgspec.Struct, frozen=True):
@@ -81,6 +85,13 @@ class _Message(msgspec.Struct, frozen=True):
     cpu_ms: int = 0
     memory_peak_bytes: int = 0
     pids_peak: int | None = None
+    cpu_user_ms: int | None = None
+    cpu_system_ms: int | None = None
+    throttled_ms: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
+    pressure: Pressure | None = None
+    memory_events: MemoryEvents | None = None
     result_refused: str = ""
 
 
@@ -110,13 +121,18 @@ def enforcement(hello: Hello) -> Enforcement:
     missing: dict[Limit, str] = {}
     no_cgroup = "; ".join(hello.cgroup_problems) or "no such cgroup controller here"
     no_cgroup += _CGROUP_ADVICE
-    for limit in (Limit.MEMORY, Limit.CPU):
+    for limit in (Limit.MEMORY, Limit.CPU, Limit.IO):
         if limit.value not in hello.holds:
             missing[limit] = no_cgroup
+    if Limit.IO not in missing and hello.io_problem:
+        missing[Limit.IO] = hello.io_problem
+    if "cpu_time" not in hello.holds:
+        missing[Limit.CPU_TIME] = f"each process alone (RLIMIT_CPU), not the job: {no_cgroup}"
+    if "cpuset" not in hello.holds:
+        missing[Limit.CPUSET] = f"a job may leave the CPUs it is put on: {no_cgroup}"
     for name, bit in hello.loose_bits.items():
         if hello.loose & bit:
             missing[Limit(name)] = f"the self-test found it not held {hello.probe_detail}".strip()
-    missing[Limit.IO] = missing[Limit.CPU_TIME] = missing[Limit.CPUSET] = "not built yet"
     if Limit.PIDS in missing and "pids" not in hello.holds:
         missing[Limit.PIDS] = f"RLIMIT_NPROC does not hold in a user namespace, and {no_cgroup}"
     return Enforcement(
@@ -329,7 +345,7 @@ class NativeSandbox:
                 OutputPump(fd, cap, _sink(on_output, name), seen.get(name, 0))
                 for fd, cap, name in zip(found.fds, caps, streams, strict=False)
             ]
-            return await self._to_the_end(plan.key, running, pumps)
+            return await self._to_the_end(plan, running, pumps)
         finally:
             self._running.pop(plan.key, None)
 
@@ -391,18 +407,34 @@ class NativeSandbox:
             raise
         finally:
             _close(theirs)
-        return await self._to_the_end(plan.key, running, pumps)
+        return await self._to_the_end(plan, running, pumps)
 
     async def _to_the_end(
-        self, key: str, running: _Running, pumps: list[OutputPump]
+        self, plan: SandboxPlan, running: _Running, pumps: list[OutputPump]
     ) -> SandboxOutcome:
+        watch = None
+        if plan.idle_ms:
+            watch = asyncio.get_running_loop().create_task(self._tell_activity(plan, pumps))
         try:
-            ended = await self._until_ended(key, running)
+            ended = await self._until_ended(plan.key, running)
             await asyncio.gather(*(pump.done for pump in pumps))
         finally:
+            if watch is not None:
+                watch.cancel()
             for pump in pumps:
                 pump.close()
         return _outcome(ended, pumps)
+
+    async def _tell_activity(self, plan: SandboxPlan, pumps: list[OutputPump]) -> None:
+        """Output keeps a job from being idle, and only we see all of it."""
+        told = 0
+        while not self._dead:
+            await asyncio.sleep(plan.idle_ms / 1000 / _ACTIVITY_LOOKS)
+            seen = sum(pump.bytes_seen for pump in pumps)
+            if seen != told:
+                with contextlib.suppress(SandboxUnavailable):  # it died, and the job with it
+                    await self._channel.send({"op": "active", "key": plan.key}, ())
+                told = seen
 
     async def _until_ended(self, key: str, running: _Running) -> _Ended:
         try:

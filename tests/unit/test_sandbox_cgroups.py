@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.launcher import cgroups
-from node_agent.launcher.cgroups import Mounted, find_hierarchies, keyed_value, own_directory
+from node_agent.launcher import cgroups, limits, usage
+from node_agent.launcher.cgroups import Mounted, find_hierarchies, own_directory
+from node_agent.launcher.files import keyed_value
+from node_agent.launcher.limits import Limits
 
 _HYBRID_MOUNTS = """\
 22 1 0:20 / /proc rw - proc proc rw
@@ -35,6 +37,7 @@ def test_hybrid_hierarchies_are_found_once_each() -> None:
         (frozenset({"cpu", "cpuacct"}), "/sys/fs/cgroup/cpu,cpuacct"),
         (frozenset({"memory"}), "/sys/fs/cgroup/memory/agent/x"),
         (frozenset({"pids"}), "/sys/fs/cgroup/pids"),
+        (frozenset({"blkio"}), "/sys/fs/cgroup/blkio"),
         (frozenset(), "/sys/fs/cgroup/unified/user.slice"),
     }
 
@@ -79,14 +82,17 @@ def v2(tmp_path: Path) -> Path:
     return folder(
         tmp_path / "cg",
         cgroup__controllers="cpuset cpu io memory pids\n",
-        cgroup__subtree_control="cpu memory pids\n",
+        cgroup__subtree_control="cpu cpuset io memory pids\n",
         cgroup__procs="",
     )
 
 
 def job_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """mkdir in a real cgroup makes the interface files; here we do."""
-    names = "memory.max memory.swap.max memory.oom.group pids.max cpu.max cgroup.subtree_control"
+    names = (
+        "memory.max memory.swap.max memory.oom.group pids.max cpu.max cgroup.subtree_control "
+        "cpuset.cpus cpuset.mems io.max"
+    )
     real: Callable[..., None] = os.mkdir
 
     def mkdir(name: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
@@ -105,11 +111,11 @@ def test_v2_limits_are_written_where_v2_holds_them(
     job_files(monkeypatch)
     tree = cgroups.open_tree("outrider-a.1", [Mounted(frozenset(), str(v2))], frozenset())
     assert (tree.kind, tree.problems) == ("v2", {})
-    assert tree.holds == {"cpu", "memory", "pids"}
+    assert tree.holds == {"cpu", "cpuset", "io", "memory", "pids", "cpu_time"}
     enabled = (v2 / "outrider-a.1/cgroup.subtree_control").read_text()
-    assert enabled == "+cpu +memory +pids"
+    assert enabled == "+cpu +cpuset +io +memory +pids"
     job = tree.make("j1-x")
-    job.limit(memory_bytes=1 << 26, pids_max=17)
+    job.limit(Limits(1 << 26, 17), ["8:0"])
     home = v2 / "outrider-a.1/j1-x"
     assert (home / "cpu.max").read_text() == "", "the quota begins with the job's command"
     job.limit_cpu(1500)
@@ -119,11 +125,78 @@ def test_v2_limits_are_written_where_v2_holds_them(
     assert (home / "pids.max").read_text() == "17"
     assert (home / "cpu.max").read_text() == "150000 100000"
     assert job.join_fds() == [] and job.into_fd is not None
-    (home / "memory.events").write_text("oom 1\noom_kill 1\n")
-    (home / "memory.peak").write_text("4096\n")
-    (home / "cpu.stat").write_text("usage_usec 2500\nuser_usec 1\n")
-    assert (job.oom_kills(), job.memory_peak_bytes(), job.cpu_us()) == (1, 4096, 2500)
-    assert job.pids_peak() is None
+    assert not (home / "cpuset.cpus").read_text() and not (home / "io.max").read_text()
+
+
+def test_v2_swap_io_and_cpuset(v2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_files(monkeypatch)
+    tree = cgroups.open_tree("outrider-a.1", [Mounted(frozenset(), str(v2))], frozenset())
+    wanted = Limits(1 << 26, 17, swap_bytes=7, io=(1000, 0), cpus=(0, 2, 3), mems=(1,))
+    tree.make("j1-x", wanted.on_demand).limit(wanted, ["8:0"])
+    home = v2 / "outrider-a.1/j1-x"
+    assert (home / "memory.swap.max").read_text() == "7"
+    assert (home / "cpuset.cpus").read_text() == "0,2,3"
+    assert (home / "cpuset.mems").read_text() == "1"
+    assert (home / "io.max").read_text() == "8:0 rbps=1000 wbps=max"
+
+
+def test_v2_usage_is_what_the_files_say(v2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_files(monkeypatch)
+    tree = cgroups.open_tree("outrider-a.1", [Mounted(frozenset(), str(v2))], frozenset())
+    job = tree.make("j1-x")
+    folder(
+        v2 / "outrider-a.1/j1-x",
+        memory__events="low 0\nhigh 4\nmax 2\noom 1\noom_kill 1\n",
+        memory__peak="4096\n",
+        cpu__stat="usage_usec 2500000\nuser_usec 2000000\nsystem_usec 500000\n"
+        "nr_throttled 3\nthrottled_usec 70000\n",
+        io__stat="8:0 rbytes=100 wbytes=20 rios=1\n8:16 rbytes=5 wbytes=0 rios=1\n",
+        cpu__pressure="some avg10=0.00 total=11\nfull avg10=0.00 total=9\n",
+        memory__pressure="some avg10=0.00 total=12\nfull avg10=0.00 total=9\n",
+        io__pressure="some avg10=0.00 total=13\nfull avg10=0.00 total=9\n",
+    )
+    assert (job.oom_kills(), job.cpu_us()) == (1, 2_500_000)
+    assert job.used() == {
+        "cpu_us": 2_500_000,
+        "cpu_user_ms": 2000,
+        "cpu_system_ms": 500,
+        "throttled_ms": 70,
+        "memory_peak_bytes": 4096,
+        "memory_events": {"low": 0, "high": 4, "max": 2, "oom": 1, "oom_kill": 1},
+        "io_read_bytes": 105,
+        "io_write_bytes": 20,
+        "pressure": {"cpu_us": 11, "memory_us": 12, "io_us": 13},
+    }
+
+
+def test_v1_files_and_on_demand_hierarchies() -> None:
+    plain = Limits(1 << 20, 5)
+    assert plain.on_demand == frozenset()
+    wanted = Limits(1 << 20, 5, swap_bytes=1 << 20, io=(1000, 2000), cpus=(1,))
+    assert wanted.on_demand == {"blkio", "cpuset"}
+    files = limits.v1_files(wanted, ["8:0", "8:16"])
+    assert files["memory"][1] == ("memory.memsw.limit_in_bytes?", str(2 << 20))
+    assert files["blkio"] == [
+        ("blkio.throttle.read_bps_device", "8:0 1000"),
+        ("blkio.throttle.read_bps_device", "8:16 1000"),
+        ("blkio.throttle.write_bps_device", "8:0 2000"),
+        ("blkio.throttle.write_bps_device", "8:16 2000"),
+    ]
+    assert files["cpuset"] == [("cpuset.cpus", "1")]
+
+
+def test_v1_io_is_counted_over_disks_without_the_totals() -> None:
+    stat = "8:0 Read 4096\n8:0 Write 10\n8:0 Total 4106\n8:16 Read 4\nTotal 4110\n"
+    assert usage.io_bytes_v1(stat) == {"io_read_bytes": 4100, "io_write_bytes": 10}
+
+
+def test_what_lies_in_memory_has_no_disk_and_an_overlay_is_named() -> None:
+    mounts = "1 0 0:20 / / rw - overlay overlay rw\n2 1 0:21 / /proc rw - proc proc rw\n"
+    disks, unknown = limits.disks_behind(["/usr", "/proc/self", "/no/such/path"], mounts)
+    if os.major(Path("/usr").stat().st_dev):  # a disk of this machine's own
+        assert len(disks) == 1 and unknown == []
+    else:
+        assert (disks, unknown) == ([], ["/usr (overlay)"])
 
 
 def test_a_v2_group_that_holds_strangers_is_not_used(v2: Path) -> None:
