@@ -26,7 +26,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from rich.console import Console
@@ -298,10 +298,12 @@ async def variants(folder: Path, console: Console) -> AsyncIterator[list[Variant
     """Those that this machine has; one line for each that it has not."""
     found: list[Variant] = [Variant(_FLOOR_NAME, "nothing", [COMMAND])]
     opened: list[NativeSandbox] = []
-    modes = ("root", "userns") if os.geteuid() == 0 else ("userns",)
+    modes: tuple[Literal["root", "userns"], ...] = (
+        ("root", "userns") if os.geteuid() == 0 else ("userns",)
+    )
     try:
         for mode in modes:
-            settings = SandboxSettings(instance=f"bench-{os.getpid()}", mode=mode)  # type: ignore[arg-type]
+            settings = SandboxSettings(instance=f"bench-{os.getpid()}", mode=mode)
             try:
                 opened.append(await NativeSandbox.start(settings))
             except SandboxUnavailable as error:
