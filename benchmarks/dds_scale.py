@@ -30,6 +30,7 @@ from idl.dds import topics
 from idl.dds.bus import LocalDomain
 from idl.dds.domain import domain_xml
 from idl.dds.link import ControlLink
+from idl.dds.peers import PeerAddresses
 from idl.errors import OutriderError, PlatformFaultError
 from idl.ids import Incarnation
 from idl.ledger import Capacity
@@ -120,7 +121,9 @@ class SimulatedNode:
 async def simulate(config: Path, first: int, count: int) -> None:
     """One process of `count` nodes, until it is ended."""
     settings = load_cluster(config, os.environ)
-    domain = LocalDomain(domain_xml(settings.dds, settings.coordinators, 0))
+    domain = LocalDomain(
+        domain_xml(settings.dds, PeerAddresses().look_up(settings.coordinators), 0)
+    )
     producer = RecordProducer(settings.kafka, name="simulated")
     period_s = settings.nodes.heartbeat_ms / 1000
     async with asyncio.TaskGroup() as group:

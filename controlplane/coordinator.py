@@ -53,6 +53,7 @@ from idl.dds.link import ControlLink
 from idl.errors import OutriderError, PlatformFaultError
 from idl.ids import CoordinatorId, Incarnation, scheduler_role
 from idl.ledger import LedgerEntry
+from idl.members import Members, merged
 from idl.records import DeadLetter
 from idl.settings import ClusterSettings, load_cluster
 from idl.topics import TopicNames
@@ -62,6 +63,7 @@ BACKLOG_EVERY_S: Final = 1.0
 HAND_OVER_S: Final = 0.3
 """After SIGTERM a leader announces that it steps down and gives the announcement time to leave."""
 DEAD_LETTER_RETRY_S: Final = 1.0
+NO_MEMBER: Final = "this coordinator is no member (any more): it does not stand and does not vote"
 
 log = logging.getLogger("coordinator")
 
@@ -97,14 +99,16 @@ class CoordinatorProcess:
         )
         policies = {str(queue): policy for queue, policy in settings.queues.items()}
         self._core = Coordinator(
-            CoordinatorId(name), incarnation, settings.pool, policies, settings.nodes
-        )
+            CoordinatorId(name), incarnation, settings.pool, policies, settings.nodes,
+            settings.coordinators,
+        )  # fmt: skip
         self._metrics = Metrics(name, settings.pool)
         self._work: deque[tuple[str, Any]] = deque()
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self._applied = 0
         self._goal = 0
+        self._hints = Hints(self._own, settings.coordinators, self._peer_gone)
         self._link = ControlLink(
             settings,
             name,
@@ -158,8 +162,8 @@ class CoordinatorProcess:
         self._goal = await self._reader.end_offset()
         self._link.start()
         self._note_progress()
-        hints = Hints(self._own, self._settings.coordinators, self._peer_gone)
-        self._crew.spawn(hints.run())
+        self._crew.spawn(self._link.mind_peers())
+        self._crew.spawn(self._hints.run())
         self._crew.spawn(self._measure_backlog())
         if self._config is not None:
             self._crew.spawn(self._keeper(self._config).run())
@@ -183,6 +187,8 @@ class CoordinatorProcess:
             self._core.adopt(state)
             took = {"offset": head.next_offset, "took_ms": monotonic_ms() - begun}
             log.info("recovered from a snapshot", extra=took)
+            if state.members:
+                self._adopt(state.members_version, state.members)
         self._applied = state.next_offset
 
     def _keeper(self, config: Path) -> SnapshotKeeper:
@@ -327,9 +333,25 @@ class CoordinatorProcess:
             case ev.TakeRole(term=term, why=why):
                 log.info("elected", extra={"term": term, "why": why})
                 self._work.append(("core", ev.RoleWon(term=term, why=why)))
+            case ev.ShowVoters(voters=voters):
+                self._work.append(("core", ev.VotersHeard(voters=voters)))
             case ev.LoseRole(reason=reason):
                 log.info("no longer elected", extra={"reason": reason})
                 self._work.append(("core", ev.RoleLost(reason=reason)))
+
+    def _adopt(self, version: int, members: Members) -> None:
+        """Votes, hints, keys and DDS peers follow the ledger's membership."""
+        members = merged(members, self._settings.coordinators)
+        names = [peer.name for peer in members]
+        log.info("membership", extra={"version": version, "members": names})
+        if self._own.name in names:
+            self._readiness.have(NO_MEMBER)
+        else:
+            log.warning(NO_MEMBER, extra={"hint": "`outrider members add` makes it one"})
+            self._readiness.need(NO_MEMBER)
+        self._hints.follow(members)
+        self._link.follow(members)
+        self._work.append(("election", ev.MembersAdopted(version=version, members=members)))
 
     def _perform(self, effect: ev.CoordinatorEffect) -> None:
         match effect:
@@ -352,6 +374,8 @@ class CoordinatorProcess:
             case ev.ShowKafka(stalled=stalled, reason=reason):
                 log.warning("kafka", extra={"stalled": stalled, "reason": reason})
                 self._work.append(("election", ev.KafkaShown(stalled=stalled)))
+            case ev.AdoptMembers(version=version, members=members):
+                self._adopt(version, members)
             case ev.Leading(term=term):
                 log.info("leading", extra={"term": term})
             case ev.ShowDivergence(reason=reason):

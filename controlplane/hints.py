@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 from idl.errors import ConfigError, PlatformFaultError
-from idl.settings import CoordinatorPeer
+from idl.members import CoordinatorPeer
 
 RECONNECT_S: Final = 0.2
 """How soon a hint connection is made again; only the *end* of one that stood is a hint."""
@@ -40,6 +40,28 @@ def require_alone(own: CoordinatorPeer) -> None:
             ) from error
 
 
+class _Accepted(asyncio.Protocol):
+    """A peer's connection to us: nothing is said on it, its end is what the peer waits for.
+
+    A protocol and not a stream: a stream's task would be cancelled at shutdown, and asyncio prints
+    a traceback for that.
+    """
+
+    def __init__(self, open_ones: set[asyncio.BaseTransport]) -> None:
+        self._open = open_ones
+        self._transport: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keeps it, so that it can be closed with the rest."""
+        self._transport = transport
+        self._open.add(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The peer's process ended, or ours closes."""
+        if self._transport is not None:
+            self._open.discard(self._transport)
+
+
 class Hints:
     """Connections of one coordinator to all others (`hint_port` 0: none)."""
 
@@ -47,17 +69,25 @@ class Hints:
         self, own: CoordinatorPeer, peers: tuple[CoordinatorPeer, ...], gone: Callable[[str], None]
     ) -> None:
         self._own = own
-        self._peers = tuple(p for p in peers if p.name != own.name and p.hint_port)
         self._gone = gone
-        self._accepted: set[asyncio.StreamWriter] = set()
+        self._accepted: set[asyncio.BaseTransport] = set()
+        self._watching: dict[CoordinatorPeer, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+        self.follow(peers)
+
+    def follow(self, peers: tuple[CoordinatorPeer, ...]) -> None:
+        """From now on these are the members: connections to others are closed without a hint."""
+        self._peers = {p for p in peers if p.name != self._own.name and p.hint_port}
+        self._changed.set()
 
     async def run(self) -> None:
         """Listens and connects until cancelled. Raises PlatformFaultError: the port is taken."""
         if not self._own.hint_port:
             return
+        loop = asyncio.get_running_loop()
         try:
-            server = await asyncio.start_server(
-                self._accept, self._own.address, self._own.hint_port
+            server = await loop.create_server(
+                lambda: _Accepted(self._accepted), self._own.address, self._own.hint_port
             )
         except OSError as error:
             raise PlatformFaultError(
@@ -66,21 +96,20 @@ class Hints:
             ) from error
         async with asyncio.TaskGroup() as group:
             try:
-                for peer in self._peers:
-                    group.create_task(self._watch(peer))
-                await asyncio.Event().wait()
+                while True:
+                    self._changed.clear()
+                    self._watch_members(group)
+                    await self._changed.wait()
             finally:
                 server.close()
-                for writer in self._accepted:
-                    writer.close()
+                for transport in list(self._accepted):
+                    transport.close()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._accepted.add(writer)
-        try:
-            await _until_end(reader)
-        finally:
-            self._accepted.discard(writer)
-            writer.close()
+    def _watch_members(self, group: asyncio.TaskGroup) -> None:
+        for peer in self._watching.keys() - self._peers:
+            self._watching.pop(peer).cancel()
+        for peer in self._peers - self._watching.keys():
+            self._watching[peer] = group.create_task(self._watch(peer))
 
     async def _watch(self, peer: CoordinatorPeer) -> None:
         while True:

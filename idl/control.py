@@ -9,6 +9,7 @@ import msgspec
 
 from idl.jobs import JobSpec, LimitName, PayloadLocation
 from idl.ledger import Capacity
+from idl.members import CoordinatorPeer
 
 
 class _Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -16,7 +17,10 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Ballot(_Body, frozen=True, kw_only=True, omit_defaults=True):
-    """Coordinator → all coordinators. `renew` is the leader asking for its lease again."""
+    """Coordinator → all coordinators. `renew` is the leader asking for its lease again.
+
+    `members_version`: of the membership that the candidate counts votes by (ADR 0012).
+    """
 
     kind: Literal["pre_vote", "vote", "renew"]
     role: str
@@ -24,10 +28,14 @@ class Ballot(_Body, frozen=True, kw_only=True, omit_defaults=True):
     candidate: str
     incarnation: int
     round: int
+    members_version: int = 0
 
 
 class BallotReply(_Body, frozen=True, kw_only=True, omit_defaults=True):
-    """Voter → candidate (sent to all, dropped by others). `voter_term`: highest term it knows."""
+    """Voter → candidate (sent to all, dropped by others). `voter_term`: highest term it knows.
+
+    `members_version`: of the membership that the voter has read in the ledger.
+    """
 
     kind: Literal["pre_vote", "vote", "renew"]
     role: str
@@ -39,6 +47,7 @@ class BallotReply(_Body, frozen=True, kw_only=True, omit_defaults=True):
     granted: bool
     voter_term: int
     reason: str = ""
+    members_version: int = 0
 
 
 class Beacon(_Body, frozen=True, kw_only=True, omit_defaults=True):
@@ -96,7 +105,10 @@ IntentItem = AssignIntent | CancelIntent | ForgetIntent
 
 class Intent(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """Leader → one agent. Refused where `term` is older than the highest the agent has seen, or
-    `node_incarnation` is not the agent's own."""
+    `node_incarnation` is not the agent's own.
+
+    `members`: the coordinators at `members_version`, told to a node that does not know them yet.
+    """
 
     pool: str
     node: str
@@ -104,6 +116,8 @@ class Intent(_Body, frozen=True, kw_only=True, omit_defaults=True):
     term: int
     leader: str
     items: tuple[IntentItem, ...]
+    members_version: int = 0
+    members: tuple[CoordinatorPeer, ...] = ()
 
 
 AttemptPhase = Literal["accepted", "running", "ended"]
@@ -122,6 +136,7 @@ class AttemptStatus(_Body, frozen=True, kw_only=True, omit_defaults=True):
 
     It is the acknowledgement of intents: an assign is acknowledged by its attempt being listed,
     a forget or a cancel by the attempt being absent from a full list or `ended`.
+    `members_version`: of the coordinators that the node knows; 0 for those of its cluster file.
     """
 
     pool: str
@@ -130,6 +145,7 @@ class AttemptStatus(_Body, frozen=True, kw_only=True, omit_defaults=True):
     term: int
     full: bool
     attempts: tuple[AttemptView, ...] = ()
+    members_version: int = 0
 
 
 class GpuReport(_Body, frozen=True, kw_only=True, omit_defaults=True):

@@ -9,6 +9,7 @@ from typing import Final, Literal
 import msgspec
 
 from idl.jobs import JobSpec, LimitName, PayloadLocation, SourceRef
+from idl.members import CoordinatorPeer
 from idl.records import Command, Outcome
 
 LEDGER_VERSION: Final = 1
@@ -172,10 +173,24 @@ class Waiting(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="wai
     message: str
 
 
+class MembersChanged(
+    _Decision, frozen=True, kw_only=True, omit_defaults=True, tag="members_changed"
+):
+    """The membership from here on: exactly one was `added` or `removed` (ADR 0012).
+
+    `version` counts the changes from 1; before the first the cluster file's list is in force.
+    """
+
+    version: int
+    members: tuple[CoordinatorPeer, ...]
+    added: str = ""
+    removed: str = ""
+
+
 Decision = (
     TermStarted | Ingested | Rejected | NodeSeen | NodeLost | Assigned | Started | Released
     | ResultRefused | Finished | RetryScheduled | DeadLettered | DeadLetterStored | Cancelled
-    | Commanded | Waiting
+    | Commanded | Waiting | MembersChanged
 )  # fmt: skip
 
 

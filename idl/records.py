@@ -5,6 +5,7 @@ from typing import Final, Literal
 import msgspec
 
 from idl.jobs import PayloadRef, SourceRef
+from idl.members import CoordinatorPeer
 
 RECORD_VERSION: Final = 1
 
@@ -132,7 +133,19 @@ class TransferLeader(
     to: str = ""
 
 
-Command = CancelJob | DrainNode | TransferLeader
+class AddMember(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="add_member"):
+    """One more coordinator (ADR 0012). Its process should run already: it follows the leader."""
+
+    member: CoordinatorPeer
+
+
+class RemoveMember(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="remove_member"):
+    """One coordinator less; a leader that is removed hands over."""
+
+    name: str
+
+
+Command = CancelJob | DrainNode | TransferLeader | AddMember | RemoveMember
 
 
 class CommandRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -14,7 +14,8 @@ import msgspec
 import yaml
 
 from idl.errors import ConfigError
-from idl.ids import CoordinatorId, PoolName, QueueName, is_valid_name
+from idl.ids import PoolName, QueueName, is_valid_name
+from idl.members import CoordinatorPeer
 
 KAFKA_ENV_PREFIX: Final = "OUTRIDER_KAFKA_"
 _OWN_KAFKA_ENV: Final = {"BOOTSTRAP": "bootstrap", "KIND": "kind", "PREFIX": "prefix"}
@@ -30,20 +31,6 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
     replication_factor: int = 1
     queue_partitions: int = 1
     topic: dict[str, str] = {}
-
-
-class CoordinatorPeer(msgspec.Struct, frozen=True, kw_only=True):
-    """A coordinator of the static membership. `address` may be a name: we resolve it, not DDS.
-
-    `public_keys`: Ed25519, hex, newest first (`outrider keys coordinator`); all members or none.
-    """
-
-    name: CoordinatorId
-    address: str = "127.0.0.1"
-    dds_port: int
-    hint_port: int = 0
-    preference: int = 0
-    public_keys: tuple[str, ...] = ()
 
 
 class DdsSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,6 +34,7 @@ from idl.dds import topics
 from idl.dds.link import ControlLink
 from idl.errors import ConfigError, OutriderError, PlatformFaultError
 from idl.ids import Incarnation, is_valid_name
+from idl.members import merged
 from idl.records import AttemptResult
 from idl.settings import ClusterSettings, load_cluster
 from idl.units import parse_bytes, parse_cpu_millis, parse_ms
@@ -41,6 +42,7 @@ from node_agent.core.attempts import (
     AgentCore,
     Effect,
     Event,
+    FollowMembers,
     ForgetAttempt,
     HeartbeatDue,
     IntentReceived,
@@ -178,6 +180,7 @@ class Agent:
         self._runner = AttemptRunner(kafka, self._report.node, ports)
         await self._recover(recovery)
         self._link.start()
+        self._crew.spawn(self._link.mind_peers())
         self._crew.spawn(self._keeper.watch(self._metrics.launcher_restarted))
         self._crew.spawn(self._repeat(self._settings.nodes.heartbeat_ms, self._heartbeat))
         self._crew.spawn(self._repeat(self._settings.nodes.report_ms, self._send_report))
@@ -259,6 +262,9 @@ class Agent:
                 self._attempts.spawn(self._runner.kill(job, attempt, why))
             case ForgetAttempt(job=job, attempt=attempt):
                 self._record(Forgotten(job=job, attempt=attempt))
+            case FollowMembers(members=members):
+                log.info("coordinators changed", extra={"members": [p.name for p in members]})
+                self._link.follow(merged(members, self._settings.coordinators))
             case SendStatus(status=status):
                 self._link.send(topics.ATTEMPT_STATUS, status, status.term)
 

@@ -61,6 +61,8 @@ class SimAgent:
             PoolName(cluster.pool), node.name, incarnation, CAPACITY, frozenset(ALL_LIMITS)
         )
         self.highest_term = node.term
+        self.calls = {member.name for member in cluster.file}
+        """Coordinators that it knows: those of its file until it is told of others."""
         self._mailbox: deque[Callable[[], None]] = deque()
         cluster.network.attach(node.name, lambda message: self.guard(partial(self.open, message)))
         if cluster.plant is not None:
@@ -178,6 +180,9 @@ class SimAgent:
                 self.world.after(1, partial(self.guard, partial(self.end, key)))
             case core.ForgetAttempt(job=job, attempt=attempt):
                 self.node.jobs.pop((job, attempt), None)
+            case core.FollowMembers(members=members):
+                self.world.count("membership", "followed_by_node")
+                self.calls = {member.name for member in members}
             case core.SendStatus(status=status):
                 self.to_coordinators("status", status)
 
@@ -234,10 +239,11 @@ class SimAgent:
         self.step(core.ResultDelivered(*key))
 
     def to_coordinators(self, topic: str, body: object) -> None:
-        """To every coordinator."""
+        """To every coordinator that it knows."""
         message = self.endpoint.seal(topic, self.name, body)
-        for member in self.cluster.members:
-            self.cluster.network.send(self.name, member.name, message)
+        for name in self.cluster.processes:
+            if name in self.calls:
+                self.cluster.network.send(self.name, name, message)
 
 
 class Node:

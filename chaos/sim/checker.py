@@ -72,6 +72,8 @@ class Checker:
     images: list[bytes] = field(default_factory=list)
     """Snapshots, the newest two."""
     refused: int = 0
+    members: set[str] = field(default_factory=set)
+    """By the ledger; empty before its first change."""
 
     # --- the ledger grows ---------------------------------------------------------------------
 
@@ -137,6 +139,11 @@ class Checker:
                 self.jobs[spec.id] = Known()
             case ledger.Rejected():
                 self.refused += 1
+            case ledger.MembersChanged(members=members):
+                after: set[str] = {member.name for member in members}
+                if len(after ^ (self.members or after)) > 1 or not after:
+                    raise Violation("one-member-at-a-time", f"{self.members} became {after}")
+                self.members = after
             case ledger.Assigned(job=job):
                 self._assigned(self._move(job, decision), decision)
             case ledger.Released(job=job):

@@ -15,10 +15,11 @@ from chaos.sim.network import Network
 from chaos.sim.process import SimCoordinator
 from chaos.sim.world import World
 from controlplane.core import events as e
-from controlplane.core.election import ElectionTiming, Member
-from idl.ids import PoolName
+from controlplane.core.election import ElectionTiming
+from idl.ids import CoordinatorId, PoolName
 from idl.jobs import JobSpec
-from idl.records import CancelJob, CommandRecord, DrainNode, TransferLeader
+from idl.members import CoordinatorPeer, Members
+from idl.records import Command, CommandRecord
 from idl.settings import NodeTiming, QueuePolicy
 
 if TYPE_CHECKING:
@@ -27,8 +28,15 @@ if TYPE_CHECKING:
 QUEUE: Final = "default"
 LIVE_JOBS_MAX: Final = 12
 """Few, so that the backlog waits in Kafka and intake is paused and resumed."""
+SPARE: Final = 2
+"""Coordinators that may be added."""
 SKEW_MS: Final = (0, 0, 5, -40, 700, -2_500)
 DRIFT_PPM: Final = (0, 0, 100, -100, 5_000, -5_000)
+
+
+def peer(number: int) -> CoordinatorPeer:
+    """Coordinator `c<number>`."""
+    return CoordinatorPeer(name=CoordinatorId(f"c{number}"), dds_port=7_408 + 2 * number)
 
 
 class Cluster:
@@ -47,20 +55,27 @@ class Cluster:
         self.kafka = Kafka(world, self.checker.landed, self._news)
         self.network = Network(world)
         self.policies = {QUEUE: QueuePolicy(live_jobs_max=LIVE_JOBS_MAX)}
-        self.members = tuple(Member(name=f"c{n}") for n in range(1, coordinators + 1))
+        self.file = tuple(peer(n) for n in range(1, coordinators + 1))
+        """The coordinators of the cluster file; the ledger may change them."""
+        spare = [f"c{coordinators + n}" for n in range(1, SPARE + 1)]
         self.node_names = [f"n{n}" for n in range(1, nodes + 1)]
         clocks = world.dice("clocks")
-        names = [*(member.name for member in self.members), *self.node_names]
+        names = [*(member.name for member in self.file), *self.node_names, *spare]
         self.walls = {name: Wall(world, clocks.choice(SKEW_MS)) for name in names}
         self.drift_ppm = {name: clocks.choice(DRIFT_PPM) for name in names}
         self._work = world.dice("work")
         self._incarnations = 0
         self.processes: dict[str, SimCoordinator] = {}
         self.nodes: dict[str, Node] = {}
-        for member in self.members:
+        for member in self.file:
             self.start_coordinator(member.name)
         for name in self.node_names:
             self.nodes[name] = Node(self, name)
+
+    def file_of(self, name: str) -> Members:
+        """The cluster file of a coordinator: one that is to be added lists itself."""
+        listed = any(member.name == name for member in self.file)
+        return self.file if listed else (*self.file, peer(int(name[1:])))
 
     def next_incarnation(self) -> int:
         """Grows from start to start, whatever clocks say."""
@@ -107,7 +122,7 @@ class Cluster:
             )
         self.kafka.produce(source, record)
 
-    def command(self, command: CancelJob | DrainNode | TransferLeader) -> None:
+    def command(self, command: Command) -> None:
         """An operator's word."""
         source = self.kafka.next_source("commands", 0)
         record = CommandRecord(by="tester", command=command)

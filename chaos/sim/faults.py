@@ -62,7 +62,7 @@ def _victim(cluster: Cluster, dice: random.Random) -> str:
     leader = cluster.leader
     if leader is not None and dice.random() < 0.6:
         return leader.name
-    return dice.choice(cluster.members).name
+    return dice.choice(list(cluster.processes))
 
 
 def _node(cluster: Cluster, dice: random.Random) -> str:
@@ -130,7 +130,7 @@ def _cut(cluster: Cluster, links: list[tuple[str, str]], lasts_ms: int) -> None:
 def _partition(one_way: bool, cluster: Cluster, dice: random.Random, lasts_ms: int) -> str:
     """One coordinator from all the others, or half of the nodes from it as well."""
     name = _victim(cluster, dice)
-    others = [member.name for member in cluster.members if member.name != name]
+    others = [other for other in cluster.processes if other != name]
     others += [node for node in cluster.node_names if dice.random() < 0.5]
     links = [(name, other) for other in others]
     if one_way and dice.random() < 0.5:
@@ -144,7 +144,7 @@ def _partition(one_way: bool, cluster: Cluster, dice: random.Random, lasts_ms: i
 def _node_cut(cluster: Cluster, dice: random.Random, lasts_ms: int) -> str:
     """The node goes on and reaches nobody, nor Kafka: a zombie once it is declared lost."""
     node = cluster.nodes[_node(cluster, dice)]
-    names = [member.name for member in cluster.members]
+    names = list(cluster.processes)
     _cut(cluster, [(node.name, n) for n in names] + [(n, node.name) for n in names], lasts_ms)
     node.cut_off = True
     cluster.world.after(lasts_ms, lambda: setattr(node, "cut_off", False))
@@ -153,7 +153,7 @@ def _node_cut(cluster: Cluster, dice: random.Random, lasts_ms: int) -> str:
 
 def _node_mute(deaf: bool, cluster: Cluster, dice: random.Random, lasts_ms: int) -> str:
     name = _node(cluster, dice)
-    names = [member.name for member in cluster.members]
+    names = list(cluster.processes)
     _cut(cluster, [(n, name) if deaf else (name, n) for n in names], lasts_ms)
     return name
 

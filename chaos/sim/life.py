@@ -9,14 +9,14 @@ from typing import Any, Final
 import msgspec
 
 from chaos.sim import faults
-from chaos.sim.cluster import Cluster
+from chaos.sim.cluster import SPARE, Cluster, peer
 from chaos.sim.plants import PLANTS, Plant
 from chaos.sim.world import START_MS, Line, Violation, World
 from controlplane.core import batch, cycle, inbox
 from dataplane.core.jobs import Phase
 from idl.errors import OutriderError
 from idl.jobs import JobSpec, Resources, Retry
-from idl.records import CancelJob, DrainNode, TransferLeader
+from idl.records import AddMember, CancelJob, DrainNode, RemoveMember, TransferLeader
 
 ROUGH_MS: Final = 9_000
 """How long faults begin."""
@@ -26,6 +26,8 @@ jobs backing off for as long."""
 STARTED_WITHIN_MS: Final = 30_000
 """In calm times an assigned attempt starts or ends within this (nothing is ever just forgotten)."""
 JOBS: Final = 20
+MEMBERS_CHANGE: Final = 0.35
+"""Share of lives in which the membership changes."""
 SMALL: Final[tuple[tuple[Any, str, int], ...]] = (
     (batch, "LEDGER_BATCH_DECISIONS_MAX", 6), (cycle, "RESULT_DECISIONS_MAX", 3),
     (inbox, "RESULTS_INBOX_MAX", 4), (inbox, "COMMANDS_INBOX_MAX", 2),
@@ -86,8 +88,30 @@ def plan(seed: int) -> Plan:
         work += [(at, "drain", "n2"), (at + dice.randint(500, 3_000), "undrain", "n2")]
     if dice.random() < 0.3:
         work.append((dice.randint(500, ROUGH_MS), "transfer", dice.choice(("", "c1", "c2"))))
+    work += _member_changes(seed)
     items = tuple(Work(number, *item) for number, item in enumerate(sorted(work)))
     return Plan(items, faults.plan(seed, ROUGH_MS))
+
+
+def _member_changes(seed: int) -> list[tuple[int, str, str]]:
+    """One is started and added, one is removed, perhaps another is added: in every third life."""
+    dice = random.Random(f"outrider/{seed}/members")
+    if dice.random() > MEMBERS_CHANGE:
+        return []
+    size, at = size_of(seed), dice.randint(500, 4_000)
+    work = []
+    for number in range(1, dice.randint(1, SPARE) + 1):
+        new = f"c{size + number}"
+        work += [(at, "spare", new), (at + dice.randint(0, 900), "add_member", new)]
+        at += dice.randint(300, 2_500)
+        work.append((at, "remove_member", f"c{dice.randint(1, size + number)}"))
+        at += dice.randint(300, 2_000)
+    return work
+
+
+def size_of(seed: int) -> int:
+    """Coordinators that a life begins with."""
+    return random.Random(f"outrider/{seed}/size").choice((3, 3, 3, 1, 5))
 
 
 def _spec(seed: int, work: Work) -> JobSpec:
@@ -116,6 +140,12 @@ def _do(cluster: Cluster, work: Work) -> None:
             cluster.submit("", None)
         case "transfer":
             cluster.command(TransferLeader(to=work.job))
+        case "spare":
+            cluster.start_coordinator(work.job)
+        case "add_member":
+            cluster.command(AddMember(member=peer(int(work.job[1:]))))
+        case "remove_member":
+            cluster.command(RemoveMember(name=work.job))
         case "drain" | "undrain":
             cluster.command(DrainNode(node=work.job, drain=work.kind == "drain"))
 
@@ -141,8 +171,7 @@ def live(
     cluster = None
     with _bounds(seed), bug.planted() if bug else contextlib.nullcontext():
         try:
-            size = coordinators or random.Random(f"outrider/{seed}/size").choice((3, 3, 3, 1, 5))
-            cluster = Cluster(world, coordinators=size, plant=bug)
+            cluster = Cluster(world, coordinators=coordinators or size_of(seed), plant=bug)
             _pass(cluster, given or plan(seed), bug)
         except Violation as error:
             found = (error.name, str(error), error.about)

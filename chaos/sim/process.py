@@ -17,7 +17,7 @@ from chaos.sim.network import Endpoint, Sealed
 from chaos.sim.world import Violation
 from controlplane.core import events as e
 from controlplane.core.coordinator import Coordinator, Role
-from controlplane.core.election import Election
+from controlplane.core.election import Election, Member
 from dataplane.core.snapshot import Image, restored
 from idl.codec import decode_entry
 from idl.control import AttemptStatus, Ballot, BallotReply, Beacon, NodeReport
@@ -51,21 +51,22 @@ class SimCoordinator:
         self.alive, self.hung, self.deaf_to_kafka = True, False, False
         self.core = Coordinator(
             CoordinatorId(name), Incarnation(incarnation), cluster.pool, cluster.policies,
-            cluster.timing,
+            cluster.timing, cluster.file_of(name),
         )  # fmt: skip
         self.election = Election(
-            f"scheduler/{cluster.pool}", name, incarnation, cluster.members,
+            f"scheduler/{cluster.pool}", name, incarnation,
+            tuple(Member(name=peer.name) for peer in cluster.file_of(name)),
             cluster.election_timing, seed=cluster.seed * 1000 + incarnation,
             now_ms=self.clock.now_ms,
         )  # fmt: skip
+        self._mailbox: deque[Callable[[], None]] = deque()
+        self._work: deque[Callable[[], None]] = deque()
+        self._working = False
         self.read_to = self._recover()
         self.goal = len(cluster.kafka.ledger)
         self.intake: e.OpenIntake | None = None
         self.positions: dict[tuple[str, int], int] = {}
         self.paused: set[tuple[str, str]] = set()
-        self._mailbox: deque[Callable[[], None]] = deque()
-        self._work: deque[Callable[[], None]] = deque()
-        self._working = False
         self._nudged = False
         cluster.network.attach(name, lambda message: self.guard(partial(self.open, message)))
         if cluster.plant is not None:
@@ -83,7 +84,10 @@ class SimCoordinator:
         self.world.count("recovery", "snapshot")
         image = msgspec.msgpack.decode(self.dice.choice(images), type=Image)
         self.core.adopt(restored(image))
-        return self.core.state.next_offset
+        state = self.core.state
+        if state.members:
+            self.elect(e.MembersAdopted(version=state.members_version, members=state.members))
+        return state.next_offset
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -246,6 +250,8 @@ class SimCoordinator:
                     self.world.count("election", "elected")
                     self.world.note(f"{self.name} elected for term {term}", f"t{term}", self.name)
                     self.decide(e.RoleWon(term=term, why="elected"))
+                case e.ShowVoters(voters=voters):
+                    self.decide(e.VotersHeard(voters=voters))
                 case e.LoseRole(reason=reason):
                     self.world.count("election", "deposed")
                     self.world.note(f"{self.name} no longer elected: {reason}", self.name)
@@ -278,6 +284,11 @@ class SimCoordinator:
             case e.WriteDeadLetter(letter=letter):
                 delay = self.dice.randint(1, 60)
                 self.world.after(delay, partial(self.guard, partial(self.bury, letter.key)))
+            case e.AdoptMembers(version=version, members=members):
+                names = " ".join(member.name for member in members)
+                self.world.count("membership", "adopted")
+                self.world.note(f"{self.name} reads membership {version}: {names}", self.name)
+                self.elect(e.MembersAdopted(version=version, members=members))
             case e.Leading(term=term):
                 self.world.note(f"{self.name} leads term {term}", f"t{term}", self.name)
             case e.ShowDivergence(reason=reason):
@@ -309,10 +320,13 @@ class SimCoordinator:
     def to_peers(self, topic: str, body: object) -> None:
         """To every other coordinator."""
         message = self.endpoint.seal(topic, "role", body)
-        for peer in self.cluster.members:
-            if peer.name != self.name:
-                self.cluster.network.send(self.name, peer.name, message)
+        for peer in self.cluster.processes:
+            if peer != self.name:
+                self.cluster.network.send(self.name, peer, message)
 
     def send(self, to: str, topic: str, key: str, body: object) -> None:
-        """To one process."""
+        """To a node that calls this coordinator: it cannot be found otherwise."""
+        if self.name not in self.cluster.nodes[to].agent.calls:
+            self.world.count("network", "not_called")
+            return
         self.cluster.network.send(self.name, to, self.endpoint.seal(topic, key, body))

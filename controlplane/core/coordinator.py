@@ -28,6 +28,7 @@ from controlplane.core.bounds import (
 from controlplane.core.cycle import Cycle, Inputs
 from controlplane.core.divergence import DigestWatch
 from controlplane.core.events import (
+    AdoptMembers,
     Append,
     AppendFailed,
     BacklogMeasured,
@@ -54,15 +55,17 @@ from controlplane.core.events import (
     StatusReported,
     SubmissionsRead,
     Tick,
+    VotersHeard,
     WriteDeadLetter,
 )
 from controlplane.core.inbox import Inbox
 from controlplane.core.intents import IntentBook
+from controlplane.core.membership import Voters
 from controlplane.core.scheduler import Scheduler
 from controlplane.core.watch import Watch
 from dataplane.core.state import PoolState, QueueCounters, dead_letter_key
 from dataplane.core.validity import Verdict
-from idl.control import QueueState
+from idl.control import AttemptStatus, Intent, QueueState
 from idl.errors import InvariantBrokenError
 from idl.ids import CoordinatorId, Incarnation, PoolName
 from idl.ledger import (
@@ -75,6 +78,7 @@ from idl.ledger import (
     Released,
     TermStarted,
 )
+from idl.members import Members
 from idl.records import CancelJob, TransferLeader
 from idl.settings import NodeTiming, QueuePolicy
 
@@ -110,7 +114,9 @@ class Coordinator:
         pool: PoolName,
         policies: Mapping[str, QueuePolicy],
         timing: NodeTiming,
+        members: Members = (),
     ) -> None:
+        """`members`: of the cluster file, in force until the ledger changes them."""
         self.name = name
         self.incarnation = incarnation
         self.pool = pool
@@ -130,7 +136,7 @@ class Coordinator:
         self._book = IntentBook(timing.resend_ms)
         self._inputs = Inputs(
             state=self.state, inbox=self._inbox, watch=self._watch, scheduler=Scheduler(),
-            policies=self._policies, dead_letters_written={}, told={},
+            policies=self._policies, dead_letters_written={}, told={}, members=members,
         )  # fmt: skip
         self._seq = 0
         self._flight: _Flight | None = None
@@ -213,6 +219,8 @@ class Coordinator:
                 self._take_message(event, now_ms)
             case LedgerStalled() | StateClaimed():
                 self._take_warning(event, now_ms)
+            case VotersHeard():
+                self._inputs.voters = event.voters
             case DeadLetterWritten():
                 if event.key in self.state.dead_letters_due:
                     self._inputs.dead_letters_written[event.key] = None
@@ -238,6 +246,24 @@ class Coordinator:
             self._watch.status(event.status, self.state, self._book, now_ms)
         else:
             self._watch.hear(event.status, now_ms)
+        if isinstance(event, StatusReported):
+            self._tell_members(event.status)
+
+    def _tell_members(self, status: AttemptStatus) -> None:
+        """A node that knows older coordinators is told at every heartbeat until it follows.
+
+        By standbys too: the leader may be one that the node does not call yet.
+        """
+        state = self.state
+        known = status.members_version >= state.members_version
+        if known or not status.full or status.pool != self.pool:
+            return
+        intent = Intent(
+            pool=self.pool, node=status.node, node_incarnation=status.incarnation, term=state.term,
+            leader=self.name, items=(), members_version=state.members_version,
+            members=state.members,
+        )  # fmt: skip
+        self._out.append(SendIntent(intent=intent))
 
     def _notice_own_sleep(self, now_ms: int) -> None:
         if now_ms - self._last_step_ms > SELF_PAUSE_MS:
@@ -285,6 +311,7 @@ class Coordinator:
         self._watch.drop()
         self._inputs.dead_letters_written.clear()
         self._inputs.told.clear()
+        self._inputs.voters = Voters()
         self._published.clear()
         self._show_kafka(stalled=False)
 
@@ -340,8 +367,13 @@ class Coordinator:
             self._out.append(ShowKafka(stalled=stalled, reason=reason))
 
     def _read_back(self, read: LedgerRead, now_ms: int) -> None:
-        entry = read.entry
-        verdict = self.state.apply(read.offset, entry)
+        entry, state = read.entry, self.state
+        version = state.members_version
+        verdict = state.apply(read.offset, entry)
+        if state.members_version > version:
+            adopted = AdoptMembers(version=state.members_version, members=state.members)
+            self._out.append(adopted)
+            self._inputs.voters = Voters()  # who knows this one is still to be heard
         self._compare(self._digests.applied(self.state.next_offset, self.state.digest))
         if self.role is Role.STANDBY:
             return

@@ -15,6 +15,7 @@ from controlplane.core.batch import Batch
 from controlplane.core.bounds import DEAD_LETTERS_DUE_MAX, RESULT_DECISIONS_MAX
 from controlplane.core.events import CommandRead, ResultRead
 from controlplane.core.inbox import Inbox
+from controlplane.core.membership import Voters, changed
 from controlplane.core.results import START_DEADLINE_PASSED, end_attempt, refuse, why_refused
 from controlplane.core.scheduler import Scheduler
 from controlplane.core.watch import Watch
@@ -35,7 +36,8 @@ from idl.ledger import (
     Started,
     Waiting,
 )
-from idl.records import CancelJob, Outcome, TransferLeader
+from idl.members import Members
+from idl.records import AddMember, CancelJob, Outcome, RemoveMember, TransferLeader
 from idl.settings import QueuePolicy
 
 _CHARS: Final = 4
@@ -53,6 +55,9 @@ class Inputs(msgspec.Struct):
     dead_letters_written: dict[str, None]
     told: dict[Shape, "Told"]
     """Shapes whose pending jobs were looked at."""
+    members: Members = ()
+    """Of the cluster file."""
+    voters: Voters = Voters()
 
 
 class Told(NamedTuple):
@@ -73,6 +78,7 @@ class Cycle:
         self.batch = Batch(inputs.state)
         self._look_for_lost = look_for_lost
         self._say_why = say_why
+        self._members_changed = False
 
     def run(self) -> Batch:
         """The numbered steps. The batch may be empty."""
@@ -198,6 +204,8 @@ class Cycle:
             said = Commanded(source=read.source, command=command, by=by, refused=refused)
             self.batch.add(said, size_bytes=len(command.to))
             return True
+        if isinstance(command, AddMember | RemoveMember):
+            return self._change_members(read, command, by)
         target = command.job if isinstance(command, CancelJob) else command.node
         if not is_valid_name(target):
             refused = f"{shorten(target)!r} is not a name"
@@ -213,6 +221,22 @@ class Cycle:
             )
         )  # fmt: skip
         self.batch.nodes_changed.add(command.node)
+        return True
+
+    def _change_members(self, read: CommandRead, order: AddMember | RemoveMember, by: str) -> bool:
+        """One change an entry; a new leader first hears who answers, which takes a heartbeat."""
+        voters = self.given.voters
+        if self._members_changed or not voters.heard:
+            return False
+        decision, refused = changed(self.state, self.given.members, voters, order)
+        command = order if decision is not None else None  # what is refused may be of any size
+        size = len(msgspec.msgpack.encode(decision)) * 2
+        self.batch.add(
+            Commanded(source=read.source, command=command, by=by, refused=refused), size_bytes=size
+        )
+        if decision is not None:
+            self.batch.add(decision)
+            self._members_changed = True
         return True
 
     def _cancel(self, read: CommandRead, command: CancelJob, by: str) -> bool:

@@ -10,6 +10,8 @@ this machine has to give is one willing leader soon, and peace while it lives.
   process is gone (`PeerGone`), or it says itself that it steps down.
 * Waiting times depend on `rank` (preference, then name), so that two candidates rarely split.
 * A Kafka that takes no appends is no reason to step down: no other could append either.
+* Who is a member says the ledger, from its first change on (ADR 0012). A voter refuses a candidate
+  that counts votes by an older membership than its own.
 """
 
 import hashlib
@@ -28,14 +30,17 @@ from controlplane.core.events import (
     KafkaShown,
     LedgerAdvanced,
     LoseRole,
+    MembersAdopted,
     PeerGone,
     SendBallot,
     SendBallotReply,
     SendBeacon,
+    ShowVoters,
     StepDown,
     TakeRole,
     Tick,
 )
+from controlplane.core.membership import Voters, majority
 from idl.control import Ballot, BallotReply, Beacon
 from idl.errors import ConfigError
 
@@ -52,7 +57,7 @@ class Standing(StrEnum):
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """One coordinator of the static membership. A higher preference stands earlier."""
+    """One coordinator of the membership. A higher preference stands earlier."""
 
     name: str
     preference: int = 0
@@ -95,9 +100,8 @@ class Election:
             raise ConfigError(f"coordinator {me!r} must be once among the members {names}")
         self.role, self.me, self.incarnation = role, me, incarnation
         self.timing = timing
-        order = sorted(members, key=lambda member: (-member.preference, member.name))
-        self._order = [member.name for member in order]
-        self._majority = len(names) // 2 + 1
+        self._members_version = 0
+        self._set_members(members)
         self._seed = seed
         self._draws = 0
         self.standing = Standing.FOLLOWER
@@ -116,6 +120,9 @@ class Election:
         self._granted: set[str] = set()
         self._lease_until_ms = 0
         self._renewals: dict[int, tuple[int, set[str]]] = {}
+        self._renewed_by: dict[str, tuple[int, int]] = {}
+        """Voter → when it last renewed the lease, and which membership it knows."""
+        self._voters = Voters()
         # A restarted voter has forgotten whom it promised its peace to: it waits a lease out.
         self._promised_until_ms = now_ms + timing.timeout_ms if len(names) > 1 else now_ms
         self._gone_ms: int | None = None
@@ -153,6 +160,8 @@ class Election:
                     self._step_down(event.reason, now_ms, event.to)
             case Barred():
                 self._barred = event.reason
+            case MembersAdopted():
+                self._adopt_members(event, now_ms)
             case Tick():
                 pass
         self._timers(now_ms)
@@ -173,6 +182,34 @@ class Election:
             return now_ms + self.timing.timeout_ms  # LedgerAdvanced wakes it sooner
         return max(now_ms + 1, min(times))
 
+    @property
+    def is_member(self) -> bool:
+        """One that is none neither stands nor votes; it follows the leader and stays warm."""
+        return self.me in self._order
+
+    # --- the membership -----------------------------------------------------------------------
+
+    def _set_members(self, members: tuple[Member, ...]) -> None:
+        order = sorted(members, key=lambda member: (-member.preference, member.name))
+        self._order = [member.name for member in order]
+        self._majority = majority(len(order))
+
+    def _adopt_members(self, event: MembersAdopted, now_ms: int) -> None:
+        if event.version <= self._members_version:
+            return
+        was_alone = self._majority == 1
+        self._members_version, self._voters = event.version, Voters()
+        self._set_members(
+            tuple(Member(name=p.name, preference=p.preference) for p in event.members)
+        )
+        if self.standing is Standing.LEADER:
+            if not self.is_member:
+                self._step_down("it was removed from the membership", now_ms)
+            elif was_alone:
+                self._lease_until_ms = now_ms + self.timing.timeout_ms  # needed from now on
+        elif self.standing is not Standing.FOLLOWER:
+            self._follow(now_ms)  # what was asked was asked by another membership
+
     # --- time ---------------------------------------------------------------------------------
 
     def _timers(self, now_ms: int) -> None:
@@ -190,7 +227,7 @@ class Election:
     @property
     def _may_stand(self) -> bool:
         """Not while it would lead cold, and not with a state that differs from a leader's."""
-        return self._caught_up and not self._barred
+        return self._caught_up and not self._barred and self.is_member
 
     def _draw(self) -> float:
         self._draws += 1
@@ -198,9 +235,12 @@ class Election:
 
     def _patience_end(self, now_ms: int) -> int:
         """When to stand unless a leader is heard: in [1, 2) timeouts, higher ranks earlier."""
-        rank = self._order.index(self.me)
-        slot = (rank + self._draw()) / len(self._order)
+        slot = (self._rank + self._draw()) / (len(self._order) or 1)
         return now_ms + self.timing.timeout_ms + int(self.timing.timeout_ms * slot)
+
+    @property
+    def _rank(self) -> int:
+        return self._order.index(self.me) if self.is_member else len(self._order)
 
     def _hurry(self, now_ms: int, gone: str, first: str = "") -> None:
         """The leader is gone or going: `first` stands at once, the others a step later each."""
@@ -240,7 +280,7 @@ class Election:
     def _my_ballot(self, kind: BallotKind, number: int) -> Ballot:
         return Ballot(
             kind=kind, role=self.role, term=self._standing_for, candidate=self.me,
-            incarnation=self.incarnation, round=number,
+            incarnation=self.incarnation, round=number, members_version=self._members_version,
         )  # fmt: skip
 
     def _advance(self, now_ms: int) -> bool:
@@ -264,6 +304,8 @@ class Election:
         self.leader, self.leader_incarnation = self.me, self.incarnation
         self._lease_until_ms = now_ms + self.timing.timeout_ms
         self._renewals.clear()
+        self._renewed_by.clear()
+        self._voters = Voters()
         self._refused.clear()
         self._gone_ms = None
         self._out.append(TakeRole(term=self._standing_for, why=self._ended))
@@ -275,6 +317,7 @@ class Election:
     def _heartbeat(self, now_ms: int) -> None:
         self._resend_ms = now_ms + self.timing.heartbeat_ms
         self._out.append(SendBeacon(beacon=self._my_beacon(stepping_down=False)))
+        self._show_voters(now_ms)
         if self._majority == 1:
             return
         self._round += 1
@@ -283,6 +326,21 @@ class Election:
         for number in [n for n, (sent, _) in self._renewals.items() if sent <= expired]:
             del self._renewals[number]
         self._out.append(SendBallot(ballot=self._my_ballot("renew", self._round)))
+
+    def _show_voters(self, now_ms: int) -> None:
+        """Tells the core who answers: it changes the membership only while enough do."""
+        since = now_ms - self.timing.timeout_ms
+        heard, knowing = [self.me], [self.me]
+        for name in self._order:
+            at_ms, version = self._renewed_by.get(name, (since, 0))
+            if at_ms > since:
+                heard.append(name)
+                if version >= self._members_version:
+                    knowing.append(name)
+        voters = Voters(tuple(sorted(heard)), tuple(sorted(knowing)))
+        if len(heard) >= self._majority and voters != self._voters:
+            self._voters = voters
+            self._out.append(ShowVoters(voters=voters))
 
     def _my_beacon(self, *, stepping_down: bool, reason: str = "", to: str = "") -> Beacon:
         return Beacon(
@@ -328,7 +386,7 @@ class Election:
     def _ballot(self, ballot: Ballot, now_ms: int) -> None:
         if ballot.role != self.role or ballot.candidate == self.me:
             return
-        if ballot.candidate not in self._order:
+        if ballot.candidate not in self._order or not self.is_member:
             return
         if ballot.kind == "renew":
             refusal = self._renew(ballot, now_ms)
@@ -344,6 +402,7 @@ class Election:
                     candidate=ballot.candidate, candidate_incarnation=ballot.incarnation,
                     voter=self.me, round=ballot.round, granted=not refusal,
                     voter_term=self.term, reason=refusal,
+                    members_version=self._members_version,
                 )
             )
         )  # fmt: skip
@@ -362,6 +421,8 @@ class Election:
             return f"{self.leader} leads" if self.leader else "restarted, waiting a lease out"
         if ballot.term < self.term:
             return f"term {ballot.term} is older than {self.term}"
+        if ballot.members_version < self._members_version:
+            return f"it has not read membership {self._members_version} yet"
         if ballot.term <= self._ledger_term:
             return f"term {ballot.term} was started in the ledger"
         if ballot.term == self.term:
@@ -426,18 +487,23 @@ class Election:
         if not reply.granted:
             self._see_term(reply.voter_term, now_ms, reply.voter)
             return
+        self._renewed_by[reply.voter] = (now_ms, reply.members_version)
         renewal = self._renewals.get(reply.round)
         if renewal is None:
             return
         sent_ms, voters = renewal
         voters.add(reply.voter)
-        if len(voters) >= self._majority:
+        if len(voters.intersection(self._order)) >= self._majority:
             self._lease_until_ms = max(self._lease_until_ms, sent_ms + self.timing.timeout_ms)
 
     def _beacon(self, beacon: Beacon, now_ms: int) -> None:
         if beacon.role != self.role or beacon.leader == self.me:
             return
-        if beacon.leader not in self._order or beacon.term < self.term:
+        if beacon.term < self.term:
+            return
+        if beacon.leader not in self._order and not (
+            beacon.stepping_down and beacon.leader == self.leader  # removed, it says goodbye
+        ):
             return
         if beacon.stepping_down:
             known = (self.leader, self.leader_incarnation)

@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from controlplane.core.membership import Voters
 from idl.control import (
     AttemptStatus,
     Ballot,
@@ -25,6 +26,7 @@ from idl.control import (
 )
 from idl.jobs import JobSpec, PayloadLocation, SourceRef
 from idl.ledger import LedgerEntry
+from idl.members import Members
 from idl.records import AttemptResult, CommandRecord, DeadLetter
 
 
@@ -98,9 +100,16 @@ class Barred(_Fact, frozen=True, kw_only=True):
     reason: str
 
 
+class MembersAdopted(_Fact, frozen=True, kw_only=True):
+    """The membership of the ledger was read (or recovered): from now on votes are counted by it."""
+
+    version: int
+    members: Members
+
+
 ElectionEvent = (
     Tick | BallotReceived | BallotReplyReceived | BeaconReceived | PeerGone | LedgerAdvanced
-    | KafkaShown | StepDown | Barred
+    | KafkaShown | StepDown | Barred | MembersAdopted
 )  # fmt: skip
 
 # --- Election: effects ----------------------------------------------------------------------
@@ -138,7 +147,13 @@ class LoseRole(_Fact, frozen=True, kw_only=True):
     reason: str
 
 
-ElectionEffect = SendBallot | SendBallotReply | SendBeacon | TakeRole | LoseRole
+class ShowVoters(_Fact, frozen=True, kw_only=True):
+    """Whom the leader hears: hand `VotersHeard` to the coordinator core."""
+
+    voters: Voters
+
+
+ElectionEffect = SendBallot | SendBallotReply | SendBeacon | TakeRole | LoseRole | ShowVoters
 
 # --- Coordinator: events --------------------------------------------------------------------
 
@@ -275,10 +290,16 @@ class StateClaimed(_Fact, frozen=True, kw_only=True):
     beacon: Beacon
 
 
+class VotersHeard(_Fact, frozen=True, kw_only=True):
+    """Which members answer, and which of them know the newest membership (from the election)."""
+
+    voters: Voters
+
+
 CoordinatorEvent = (
     Tick | RoleWon | RoleLost | LedgerRead | AppendFailed | SubmissionsRead | ResultsRead
     | CommandsRead | NodeReported | StatusReported | DeadLetterWritten | BacklogMeasured
-    | LedgerStalled | StateClaimed
+    | LedgerStalled | StateClaimed | VotersHeard
 )  # fmt: skip
 
 # --- Coordinator: effects -------------------------------------------------------------------
@@ -382,7 +403,15 @@ class ShowDivergence(_Fact, frozen=True, kw_only=True):
     reason: str
 
 
+class AdoptMembers(_Fact, frozen=True, kw_only=True):
+    """The ledger changed the membership: hand `MembersAdopted` to the election; hints, keys and
+    DDS peers follow."""
+
+    version: int
+    members: Members
+
+
 CoordinatorEffect = (
     Append | OpenIntake | CloseIntake | SetIntake | SendIntent | WriteDeadLetter
-    | PublishQueueState | ShowKafka | Leading | Resign | ShowDivergence
+    | PublishQueueState | ShowKafka | Leading | Resign | ShowDivergence | AdoptMembers
 )  # fmt: skip

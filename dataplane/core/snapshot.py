@@ -15,9 +15,10 @@ from dataplane.core.nodes import Node, Reservation
 from dataplane.core.state import PoolState, QueueCounters, TermRecord
 from idl.jobs import JobSpec, PayloadLocation, SourceRef
 from idl.ledger import Capacity
+from idl.members import Members
 from idl.records import AttemptStory, DeadLetter
 
-IMAGE_VERSION: Final = 1
+IMAGE_VERSION: Final = 2
 """Of `Image` and all that it holds. Another one is refused: the ledger has the same, only slower.
 Raise it with every change of what a state says, of its hash or of its digest."""
 
@@ -94,6 +95,8 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     queues: dict[str, QueueCounters]
     positions: tuple[tuple[str, int, int], ...]
     dead_letters_due: tuple[DeadLetter, ...]
+    members: Members = ()
+    members_version: int = 0
 
 
 def image_of(state: PoolState) -> Image:
@@ -109,6 +112,7 @@ def image_of(state: PoolState) -> Image:
         queues={name: msgspec.structs.replace(q) for name, q in state.queues.items()},
         positions=tuple((topic, p, offset) for (topic, p), offset in state.positions.items()),
         dead_letters_due=tuple(state.dead_letters_due.values()),
+        members=state.members, members_version=state.members_version,
     )  # fmt: skip
 
 
@@ -128,6 +132,7 @@ def restored(image: Image) -> PoolState:
     state.queues = {name: msgspec.structs.replace(q) for name, q in image.queues.items()}
     state.positions = {(topic, p): offset for topic, p, offset in image.positions}
     state.dead_letters_due = {letter.key: letter for letter in image.dead_letters_due}
+    state.members, state.members_version = image.members, image.members_version
     for one in image.jobs:
         _index(state, _job(one))
     return state

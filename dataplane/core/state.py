@@ -33,6 +33,7 @@ from idl.errors import InvariantBrokenError
 from idl.jobs import SourceRef
 from idl.ledger import LedgerEntry
 from idl.limits import ENDED_JOBS_KEPT
+from idl.members import Members
 from idl.records import AttemptStory, CancelJob, DeadLetter, DrainNode
 
 TERMS_KEPT: Final = 64
@@ -134,6 +135,10 @@ class PoolState:
         self.ingested = 0
         self.lost_order: dict[str, None] = {}
         """Lost nodes, the one lost first in front."""
+        self.members: Members = ()
+        """The coordinators by the ledger; empty until it changed them: the cluster file's then."""
+        self.members_version = 0
+        """How often the ledger changed them (ADR 0012)."""
         self.digest = b""
         """What the fold did so far, chained entry by entry: equal for equal histories, O(1)."""
         self._did: list[tuple[object, ...]] = []
@@ -148,7 +153,7 @@ class PoolState:
             ledger.DeadLettered: self._dead_lettered,
             ledger.DeadLetterStored: self._dead_letter_stored,
             ledger.Cancelled: self._cancelled, ledger.Commanded: self._commanded,
-            ledger.Waiting: self._waiting,
+            ledger.Waiting: self._waiting, ledger.MembersChanged: self._members_changed,
         }  # fmt: skip
 
     # --- the fold ---------------------------------------------------------------------------
@@ -364,6 +369,18 @@ class PoolState:
                 node.drain_ordered = command.drain
                 self._offer_changed()
 
+    def _members_changed(self, decision: ledger.MembersChanged, at: _At) -> None:
+        before = {peer.name for peer in self.members}
+        after = {peer.name for peer in decision.members}
+        one = len(before ^ after) == 1 or not before
+        if decision.version != self.members_version + 1 or not after or not one:
+            raise InvariantBrokenError(
+                f"membership {decision.version} of {sorted(after)} follows "
+                f"{self.members_version} of {sorted(before)}: one change at a time"
+            )
+        self.members, self.members_version = decision.members, decision.version
+        self._did.append((decision.version, *sorted(after)))
+
     def _waiting(self, decision: ledger.Waiting, at: _At) -> None:
         self._live(decision.job).waiting = (decision.code, decision.message)
 
@@ -505,7 +522,7 @@ class PoolState:
             tuple(self.ended.values()),
             sorted((n.name, _node_content(n)) for n in self.nodes.values()),
             sorted(self.orphaning), sorted(self.queues.items()), sorted(self.positions.items()),
-            tuple(self.dead_letters_due.values()),
+            tuple(self.dead_letters_due.values()), self.members_version, self.members,
         )  # fmt: skip
         return hashlib.blake2b(
             msgspec.msgpack.encode(content), digest_size=DIGEST_BYTES

@@ -2,11 +2,12 @@
 (facts: pruning, ports, multicast, name resolution)."""
 
 import socket
+from collections.abc import Iterable
 from typing import Final
 from xml.sax.saxutils import escape, quoteattr
 
 from idl.errors import ConfigError
-from idl.settings import CoordinatorPeer, DdsSettings
+from idl.settings import DdsSettings
 
 PORT_BASE: Final = 7400
 DOMAIN_GAIN: Final = 250
@@ -47,31 +48,22 @@ def _interface(name: str) -> str:
     return f'<NetworkInterface {attribute}={quoteattr(name)} multicast="false"/>'
 
 
-def domain_xml(settings: DdsSettings, peers: tuple[CoordinatorPeer, ...], own_port: int) -> str:
-    """Configuration of one process.
+def domain_xml(settings: DdsSettings, targets: Iterable[str], own_port: int) -> str:
+    """Configuration of one process. `targets`: `address:port` of those it calls (`idl.dds.peers`).
 
     `own_port` 0: an agent, whose ports the kernel chooses (it calls the coordinators, nobody calls
     it). With `auto` an agent that starts first would take a coordinator's port on the same host.
     """
     index = "none" if own_port == 0 else str(participant_index(settings.domain, own_port))
-    targets = "".join(
-        f'<Peer Address="{resolve(peer.address)}:{peer.dds_port}" PruneDelay="inf"/>'
-        for peer in peers
-        if peer.dds_port != own_port or resolve(peer.address) != resolve(settings_host(settings))
-    )
+    peers = "".join(f'<Peer Address="{where}" PruneDelay="inf"/>' for where in sorted(targets))
     return f"""<CycloneDDS xmlns="https://cdds.io/config"><Domain Id="any">
 <General><Interfaces>{_interface(settings.interface)}</Interfaces>
 <AllowMulticast>false</AllowMulticast><MaxMessageSize>1400B</MaxMessageSize></General>
 <Discovery><ExternalDomainId>{settings.domain}</ExternalDomainId>
 <Tag>{escape(settings.tag)}</Tag><ParticipantIndex>{index}</ParticipantIndex>
-<Peers AddLocalhost="false">{targets}</Peers>
+<Peers AddLocalhost="false">{peers}</Peers>
 <LeaseDuration>{settings.lease_ms} ms</LeaseDuration><SPDPInterval>1s</SPDPInterval></Discovery>
 <Internal><SocketReceiveBufferSize min="default" max="4MB"/><NackDelay>5 ms</NackDelay>
 <HeartbeatInterval min="2 ms" minsched="5 ms" max="1 s">10 ms</HeartbeatInterval>
 <Watermarks><WhcHigh>8MB</WhcHigh><WhcHighInit>8MB</WhcHighInit><WhcAdaptive>false</WhcAdaptive>
 </Watermarks></Internal></Domain></CycloneDDS>"""
-
-
-def settings_host(settings: DdsSettings) -> str:
-    """The address to compare peers with: the interface where it is an address, else loopback."""
-    return settings.interface if settings.interface[:1].isdigit() else "127.0.0.1"

@@ -3,11 +3,15 @@
 Joins bus, envelope and codec, so that neither coordinator nor agent sees an unsigned byte.
 """
 
+import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from msgspec.structs import replace
 
 from idl.codec import decode_body, encode_body
 from idl.control import (
@@ -22,11 +26,13 @@ from idl.control import (
 )
 from idl.dds.bus import Bus, LocalDomain
 from idl.dds.domain import domain_xml
+from idl.dds.peers import RESOLVE_EVERY_S, PeerAddresses
 from idl.dds.topics import ALL, DdsTopic
 from idl.envelope import Message, Opener, Sealer
 from idl.errors import ConfigError, InvalidRecordError
 from idl.ids import CoordinatorId, Incarnation, Term
 from idl.keys import Keyring, coordinator_principal, private_key, public_keys, read_keyring
+from idl.members import CoordinatorPeer, Members
 from idl.settings import ClusterSettings
 
 log = logging.getLogger(__name__)
@@ -35,6 +41,8 @@ REFUSALS_LOG_MS: Final = 10_000
 """One log line per reason in this time: a stranger must not be able to fill the disk with logs."""
 KEYS_CHECK_MS: Final = 2_000
 """How often a changed secret file is looked for."""
+DEPARTED_MS: Final = 10_000
+"""How long a removed coordinator's keys still count: its goodbye must be understood."""
 
 _TOPICS: Final = {topic.name: topic for topic in ALL}
 
@@ -120,41 +128,115 @@ class ControlLink:
 
         Raises ConfigError, PlatformFaultError.
         """
-        self._load = partial(load_keyring, settings, sender, key_file)
+        self._settings = settings
+        self._key_file = key_file
+        self._own_port = own_port
+        self._sender = sender
+        self._departed: dict[CoordinatorPeer, int] = {}
         self._secret_file = Path(settings.secret_file)
         keyring = self._load()
         self._read_at = self._secret_file.stat().st_mtime_ns
         self._check_at_ms = 0
         self._sealer = Sealer(sender, incarnation, keyring)
         self._opener = Opener(keyring)
-        self._sender = sender
         self._receive = receive
         self._now_ms = now_ms
         self._only_key = only_key
         self._unreadable = 0
         self._quiet_until_ms: dict[str, int] = {}
-        self._own_domain = None
+        self._reads, self._writes = reads, writes
+        self._addresses = PeerAddresses()
+        self._targets: frozenset[str] = frozenset()
+        self._moved: asyncio.Event | None = None
+        self._last_words: dict[tuple[str, str], tuple[DdsTopic, ControlBody, int]] = {}
+        self._past: Counter[str] = Counter()
+        self._own_domain: LocalDomain | None = None
         if domain is None:
-            xml = domain_xml(settings.dds, settings.coordinators, own_port)
-            domain = self._own_domain = LocalDomain(xml)
-        self._bus = Bus(
-            domain,
-            reads,
-            writes,
-            self._deliver,
-            shards=settings.dds.intent_shards,
-            own_key=only_key,
+            self._targets = self._addresses.look_up(self._peers())
+            domain = self._open_domain()
+        self._bus = self._open_bus(domain)
+
+    def _peers(self) -> Members:
+        """Whom this process calls."""
+        mine = self._sender if self._own_port else ""
+        return tuple(peer for peer in self._settings.coordinators if peer.name != mine)
+
+    def _load(self) -> Keyring:
+        known = replace(
+            self._settings, coordinators=(*self._settings.coordinators, *self._departed)
         )
+        return load_keyring(known, self._sender, self._key_file)
+
+    def _open_domain(self) -> LocalDomain:
+        xml = domain_xml(self._settings.dds, self._targets, self._own_port)
+        self._own_domain = LocalDomain(xml)
+        return self._own_domain
+
+    def _open_bus(self, domain: LocalDomain) -> Bus:
+        return Bus(
+            domain, self._reads, self._writes, self._deliver,
+            shards=self._settings.dds.intent_shards, own_key=self._only_key,
+        )  # fmt: skip
 
     def start(self) -> None:
         """Starts receiving on the running loop."""
+        self._moved = asyncio.Event()
         self._bus.start()
+
+    # --- who and where the coordinators are ---------------------------------------------------
+
+    def follow(self, members: Members) -> None:
+        """These are the coordinators now: their keys count at once, `mind_peers` calls them."""
+        now_ms = self._now_ms()
+        names = {peer.name for peer in members}
+        for peer in self._settings.coordinators:
+            if peer.name not in names:
+                self._departed[peer] = now_ms + DEPARTED_MS
+        self._departed = {p: until for p, until in self._departed.items() if p.name not in names}
+        self._settings = replace(self._settings, coordinators=members)
+        self._take_keys()
+        if self._moved is not None:
+            self._moved.set()
+
+    async def mind_peers(self) -> None:
+        """Looks where the coordinators are, for ever; joins DDS anew where one is elsewhere.
+
+        Raises PlatformFaultError where it cannot join: the process has to end.
+        """
+        loop = asyncio.get_running_loop()
+        while self._moved is not None and self._own_domain is not None:
+            targets = await loop.run_in_executor(None, self._addresses.look_up, self._peers())
+            if not targets <= self._targets:
+                self._rejoin(targets)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RESOLVE_EVERY_S):
+                    await self._moved.wait()
+            self._moved.clear()
+
+    def _rejoin(self, targets: frozenset[str]) -> None:
+        """Leaves the domain and joins it with other peers. What was last said of lasting things
+        (transient-local) is said again: it went with the writer."""
+        if self._own_domain is None:
+            return
+        log.info("joining DDS anew", extra={"peers": sorted(targets)})
+        self._past.update(self._bus_counts(), received=self._bus.received)
+        self._bus.close()
+        self._own_domain.close()
+        self._targets = targets
+        self._bus = self._open_bus(self._open_domain())
+        self._bus.start()
+        for topic, body, term in list(self._last_words.values()):
+            self.send(topic, body, term)
+
+    # --- what is said and heard ---------------------------------------------------------------
 
     def send(self, topic: DdsTopic, body: ControlBody, term: int = 0) -> None:
         """Signs and writes. Never blocks; what is lost on the way is the caller's to repeat."""
         now_ms = self._now_ms()
         self._renew_keys(now_ms)
         key = instance_key(body)
+        if topic.transient_local:
+            self._last_words[topic.name, key] = (topic, body, term)
         own_keys = self._sealer.keyring.has_public_keys
         principal = topic.principal(key, self._sender, own_keys=own_keys)
         message = self._sealer.seal(
@@ -172,15 +254,20 @@ class ControlLink:
     @property
     def received(self) -> int:
         """Messages that reached this process, whoever they were for."""
-        return self._bus.received
+        return self._past["received"] + self._bus.received
+
+    def _bus_counts(self) -> dict[str, int]:
+        return {
+            "write-failed": self._bus.write_failures,
+            "incompatible-qos": self._bus.incompatible_qos,
+        }
 
     def counts(self) -> dict[str, int]:
         """Refused messages by reason, and failures of the bus, since the start."""
         return {
             **{str(reason): count for reason, count in self._opener.refused.items()},
             "unreadable": self._unreadable,
-            "write-failed": self._bus.write_failures,
-            "incompatible-qos": self._bus.incompatible_qos,
+            **{name: self._past[name] + count for name, count in self._bus_counts().items()},
         }
 
     def _renew_keys(self, now_ms: int) -> None:
@@ -188,15 +275,26 @@ class ControlLink:
         if now_ms < self._check_at_ms:
             return
         self._check_at_ms = now_ms + KEYS_CHECK_MS
+        gone = [peer for peer, until_ms in self._departed.items() if until_ms <= now_ms]
+        for peer in gone:
+            del self._departed[peer]
         try:
-            changed = self._secret_file.stat().st_mtime_ns
-            if changed == self._read_at:
-                return
+            changed = self._secret_file.stat().st_mtime_ns != self._read_at
+        except OSError as error:
+            log.warning("secret file not read", extra={"reason": str(error)})
+            return
+        if changed or gone:
+            self._take_keys()
+
+    def _take_keys(self) -> None:
+        """The keys as file and membership are now; what cannot be read leaves those in use."""
+        try:
+            read_at = self._secret_file.stat().st_mtime_ns
             keyring = self._load()
         except (ConfigError, OSError) as error:
-            log.warning("secret file not taken; the keys in use stay", extra={"reason": str(error)})
+            log.warning("keys not taken; those in use stay", extra={"reason": str(error)})
             return
-        self._read_at = changed
+        self._read_at = read_at
         self._sealer.keyring = self._opener.keyring = keyring
         log.info("keys read again", extra={"file": str(self._secret_file)})
 

@@ -24,6 +24,7 @@ from idl.control import (
 from idl.errors import InvariantBrokenError
 from idl.jobs import required_limits
 from idl.ledger import Capacity
+from idl.members import Members
 from idl.records import Outcome
 
 ENDED_REMEMBERED_MAX: Final = 50_000
@@ -124,7 +125,13 @@ class SendStatus(msgspec.Struct, frozen=True, tag=True):
     status: AttemptStatus
 
 
-Effect = RunAttempt | KillAttempt | RefuseAttempt | ForgetAttempt | SendStatus
+class FollowMembers(msgspec.Struct, frozen=True, tag=True):
+    """The coordinators are others than in the cluster file: call these."""
+
+    members: Members
+
+
+Effect = RunAttempt | KillAttempt | RefuseAttempt | ForgetAttempt | SendStatus | FollowMembers
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -155,6 +162,8 @@ class AgentCore:
         self.capacity = capacity
         self.enforces = enforces
         self.term = 0
+        self.members_version = 0
+        """Of the coordinators that this process knows; 0: those of its cluster file."""
         self.refused_intents: dict[str, int] = {}
         self._attempts: dict[Key, _Attempt] = {}
         self._live: dict[Key, AssignIntent] = {}
@@ -223,6 +232,9 @@ class AgentCore:
             return ()
         self.term = intent.term
         effects = [self._take_item(item) for item in intent.items]
+        if intent.members and intent.members_version > self.members_version:
+            self.members_version = intent.members_version
+            effects.append(FollowMembers(intent.members))
         return tuple(effect for effect in effects if effect is not None)
 
     def _refusal(self, intent: Intent) -> str:
@@ -305,6 +317,7 @@ class AgentCore:
             term=self.term,
             full=full,
             attempts=views,
+            members_version=self.members_version,
         )
 
     def _forget_surplus(self) -> tuple[Effect, ...]:

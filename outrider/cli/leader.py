@@ -86,14 +86,18 @@ def transfer(session: Session, to: str) -> None:
       outrider leader transfer
       outrider leader transfer --to c2
     """
+    from msgspec.structs import replace
+
+    from idl.members import merged
     from idl.records import TransferLeader
     from outrider.cli.orders import give_orders
 
-    if to:
-        session.settings.coordinator(to)
-    if len(session.settings.coordinators) < 2:
-        raise ExitError(JOB_FAILED, "there is one coordinator alone: nobody could take over")
     view = session.view()
+    members = merged(view.state.members, session.settings.coordinators)
+    if to:
+        replace(session.settings, coordinators=members).coordinator(to)
+    if len(members) < 2:
+        raise ExitError(JOB_FAILED, "there is one coordinator alone: nobody could take over")
     before, term = view.leader, view.state.term
     give_orders(session, view, {to or "transfer": TransferLeader(to=to)})
     _await_term(view, term)

@@ -41,6 +41,7 @@ COMMANDS: Final[Mapping[str, _Place]] = {
     "why": _Place("queues", "Why a job is where it is."),
     "nodes": _Place("cluster", "Nodes: what they have, use and enforce."),
     "leader": _Place("leader", "Who leads, who led before and why; transfer the lead."),
+    "members": _Place("members", "The coordinators; add or remove one while they run."),
     "logs": _Place("output", "A job's stdout and stderr."),
     "result": _Place("output", "A job's result bytes."),
     "cancel": _Place("jobs", "Cancel jobs."),

@@ -9,6 +9,7 @@ from idl.ledger import (
     Decision,
     Finished,
     Ingested,
+    MembersChanged,
     NodeLost,
     NodeSeen,
     Rejected,
@@ -19,7 +20,7 @@ from idl.ledger import (
     TermStarted,
     Waiting,
 )
-from idl.records import CancelJob, Command, TransferLeader
+from idl.records import AddMember, CancelJob, Command, RemoveMember, TransferLeader
 from idl.units import format_bytes, format_ms
 
 
@@ -36,6 +37,10 @@ def _command(command: Command | None) -> str:
         return f"cancel job {command.job}"
     if isinstance(command, TransferLeader):
         return f"transfer the lead to {command.to}" if command.to else "transfer the lead"
+    if isinstance(command, AddMember):
+        return f"add coordinator {command.member.name}"
+    if isinstance(command, RemoveMember):
+        return f"remove coordinator {command.name}"
     return f"{'drain' if command.drain else 'use again'} node {command.node}"
 
 
@@ -104,6 +109,10 @@ def narrate(decision: Decision, leader: str, term: int, at_ms: int) -> str:
         case Commanded():
             verdict = f" refused: {decision.refused}" if decision.refused else " carried out"
             return f"order{_by(decision.by)} to {_command(decision.command)}{verdict}"
+        case MembersChanged():
+            names = ", ".join(peer.name for peer in decision.members)
+            change = f"{decision.added} added" if decision.added else f"{decision.removed} removed"
+            return f"membership {decision.version}: {change}; coordinators are {names}"
     return _about_job(decision, at_ms)
 
 

@@ -25,9 +25,9 @@ from dataplane.topics import ensure_topics
 from idl.errors import ConfigError, PlatformFaultError
 from idl.ids import CoordinatorId, QueueName, is_valid_name
 from idl.keys import new_private_key
+from idl.members import CoordinatorPeer
 from idl.settings import (
     ClusterSettings,
-    CoordinatorPeer,
     DdsSettings,
     KafkaSettings,
     QueuePolicy,

@@ -12,10 +12,12 @@ from idl.dds import topics
 from idl.dds.bus import LocalDomain
 from idl.dds.domain import discovery_port, domain_xml
 from idl.dds.link import ControlLink
+from idl.dds.peers import PeerAddresses
 from idl.errors import ConfigError
 from idl.ids import CoordinatorId, Incarnation
 from idl.ledger import Capacity
-from idl.settings import ClusterSettings, CoordinatorPeer, DdsSettings
+from idl.members import CoordinatorPeer
+from idl.settings import ClusterSettings, DdsSettings
 
 DOMAIN = 91
 READS = (topics.BALLOT, topics.BEACON, topics.NODE_REPORT)
@@ -118,7 +120,9 @@ async def test_an_intent_reaches_the_agents_of_its_shard_only(tmp_path: Path) ->
         settings, "c0", Incarnation(1), own_port=port, reads=(), writes=(topics.INTENT,),
         receive=lambda _bodies: None, now_ms=now_ms,
     )  # fmt: skip
-    domain = LocalDomain(domain_xml(settings.dds, settings.coordinators, 0))
+    domain = LocalDomain(
+        domain_xml(settings.dds, PeerAddresses().look_up(settings.coordinators), 0)
+    )
     agents = {
         name: ControlLink(
             settings, name, Incarnation(1), own_port=0, reads=(topics.INTENT,), writes=(),

@@ -10,6 +10,7 @@ Commands (one a line; `#` starts a comment):
   land_one NAME             one append of NAME reaches the ledger; NAME stays held
   hang NAME    wake NAME    (reads nothing meanwhile, then all of it)
   node NAME KEY=VALUE…      submit JOB KEY=VALUE…  poison            cancel JOB
+  members add NAME | members remove NAME | voters NAME HEARD… (hears these, and they know)
   status NODE JOB/N=PHASE…  result NODE JOB/N OUTCOME
   advance MS                jobs                   explain JOB
 """
@@ -18,6 +19,7 @@ from typing import Final
 
 from controlplane.core import events as e
 from controlplane.core.coordinator import Coordinator, Role
+from controlplane.core.membership import Voters
 from dataplane.core.explain import explain
 from dataplane.core.state import PoolState
 from idl import ledger as d
@@ -25,7 +27,8 @@ from idl.control import AssignIntent, AttemptStatus, AttemptView, Intent, NodeRe
 from idl.ids import CoordinatorId, Incarnation, PoolName
 from idl.jobs import Retry
 from idl.ledger import LedgerEntry
-from idl.records import AttemptResult, CancelJob, CommandRecord
+from idl.members import CoordinatorPeer
+from idl.records import AddMember, AttemptResult, CancelJob, CommandRecord, RemoveMember
 from idl.settings import QueuePolicy
 from tests.unit.core_builders import ALL_LIMITS, MIB, TIMING, source, spec
 
@@ -66,6 +69,9 @@ def told(decision: d.Decision) -> str:
             return f"{type(decision).__name__} {decision.job}/{decision.attempt}"
         case d.Cancelled():
             return f"Cancelled {decision.job}"
+        case d.MembersChanged():
+            names = " ".join(peer.name for peer in decision.members)
+            return f"MembersChanged {decision.version}: {names}"
 
 
 def told_intent(intent: Intent) -> str:
@@ -75,6 +81,10 @@ def told_intent(intent: Intent) -> str:
         for item in intent.items
     ]
     return f"intent to {intent.node}, term {intent.term}: {', '.join(words)}"
+
+
+def peer(name: str) -> CoordinatorPeer:
+    return CoordinatorPeer(name=CoordinatorId(name), dds_port=7_410 + 2 * int(name[1:]))
 
 
 class Stage:
@@ -116,6 +126,9 @@ class Stage:
                     self.lines.append(f"{name}: leads term {effect.term}")
                 case e.Resign():
                     self.lines.append(f"{name}: resigns, {effect.reason}")
+                case e.AdoptMembers():
+                    names = " ".join(peer.name for peer in effect.members)
+                    self.lines.append(f"{name}: members {names}")
                 case e.ShowKafka():
                     self.lines.append(f"{name}: kafka {'stalled' if effect.stalled else 'ok'}")
                 case e.OpenIntake():
@@ -148,7 +161,7 @@ class Stage:
         for number, name in enumerate(names, 1):
             self.cores[name] = Coordinator(
                 CoordinatorId(name), Incarnation(number), PoolName("main"),
-                {"default": QueuePolicy()}, TIMING,
+                {"default": QueuePolicy()}, TIMING, tuple(peer(name) for name in names),
             )  # fmt: skip
             self.read_to[name] = 0
             self.read_ledger(name)
@@ -245,6 +258,15 @@ class Stage:
         at = source(len(self.records["commands"]), "commands")
         record = CommandRecord(by="ada", command=CancelJob(job=job))
         self.records["commands"].append(e.CommandRead(source=at, record=record))
+
+    def do_members(self, verb: str, name: str) -> None:
+        at = source(len(self.records["commands"]), "commands")
+        order = AddMember(member=peer(name)) if verb == "add" else RemoveMember(name=name)
+        record = CommandRecord(by="ada", command=order)
+        self.records["commands"].append(e.CommandRead(source=at, record=record))
+
+    def do_voters(self, name: str, *heard: str) -> None:
+        self.step(name, e.VotersHeard(voters=Voters(heard=heard, knowing=heard)))
 
     def do_status(self, node: str, *views: str) -> None:
         attempts = []

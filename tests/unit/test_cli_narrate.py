@@ -5,12 +5,15 @@ import typing
 import pytest
 
 from idl import ledger
+from idl.ids import CoordinatorId
 from idl.jobs import JobSpec, SourceRef
 from idl.ledger import Capacity, Decision
-from idl.records import CancelJob, DrainNode
+from idl.members import CoordinatorPeer
+from idl.records import AddMember, CancelJob, DrainNode, RemoveMember
 from idl.units import GIB
 from outrider.cli.narrate import narrate
 
+C4 = CoordinatorPeer(name=CoordinatorId("c4"), dds_port=7416)
 HERE = SourceRef(topic="queue.default", partition=0, offset=1)
 
 LINES: list[tuple[Decision, str]] = [
@@ -45,6 +48,12 @@ LINES: list[tuple[Decision, str]] = [
      "order to use again node n1 carried out"),
     (ledger.Commanded(source=HERE, command=None, refused="unreadable"),
      "order to an unreadable command refused: unreadable"),
+    (ledger.Commanded(source=HERE, command=AddMember(member=C4)),
+     "order to add coordinator c4 carried out"),
+    (ledger.Commanded(source=HERE, command=RemoveMember(name="c4"), by="ops"),
+     "order by ops to remove coordinator c4 carried out"),
+    (ledger.MembersChanged(version=1, members=(C4,), added="c4"),
+     "membership 1: c4 added; coordinators are c4"),
     (ledger.Waiting(job="j", code="NoNodes", message="no node"), "job j waits (NoNodes): no node"),
 ]  # fmt: skip
 

@@ -7,7 +7,7 @@ import pytest
 from controlplane.hints import require_alone
 from idl.errors import ConfigError
 from idl.ids import CoordinatorId
-from idl.settings import CoordinatorPeer
+from idl.members import CoordinatorPeer
 
 
 def _peer(port: int, address: str = "127.0.0.1") -> CoordinatorPeer:

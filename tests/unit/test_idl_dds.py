@@ -9,11 +9,13 @@ from cyclonedds.core import Policy
 
 from idl.dds import topics
 from idl.dds.domain import discovery_port, domain_xml, participant_index, resolve
+from idl.dds.peers import PeerAddresses
 from idl.dds.types import Envelope, from_wire, to_wire
 from idl.envelope import Message
 from idl.errors import ConfigError
 from idl.ids import CoordinatorId
-from idl.settings import CoordinatorPeer, DdsSettings
+from idl.members import CoordinatorPeer
+from idl.settings import DdsSettings
 
 IDL = Path(__file__).parents[2] / "idl" / "outrider.idl"
 IDL_TYPES = {"str": "string", "int64": "int64"}
@@ -72,7 +74,9 @@ def peer(name: str, index: int) -> CoordinatorPeer:
 def test_the_configuration_answers_the_traps() -> None:
     settings = DdsSettings(domain=5, tag="a<b", interface="127.0.0.1")
     peers = (peer("c1", 0), peer("c2", 1))
-    root = ET.fromstring(domain_xml(settings, peers, peers[0].dds_port))
+    root = ET.fromstring(
+        domain_xml(settings, PeerAddresses().look_up(peers[1:]), peers[0].dds_port)
+    )
     space = {"c": "https://cdds.io/config"}
     found = root.findall(".//c:Peer", space)
     assert [p.get("Address") for p in found] == [f"127.0.0.1:{peers[1].dds_port}"]
@@ -80,7 +84,7 @@ def test_the_configuration_answers_the_traps() -> None:
     assert root.findtext(".//c:ParticipantIndex", namespaces=space) == "0"
     assert root.findtext(".//c:AllowMulticast", namespaces=space) == "false"
     assert root.findtext(".//c:Tag", namespaces=space) == "a<b"
-    agent = ET.fromstring(domain_xml(settings, peers, 0))
+    agent = ET.fromstring(domain_xml(settings, PeerAddresses().look_up(peers), 0))
     assert len(agent.findall(".//c:Peer", space)) == 2
     assert agent.findtext(".//c:ParticipantIndex", namespaces=space) == "none"
 
