@@ -38,6 +38,8 @@ OUTPUT_FILES_MAX: Final = 256
 """Files collected of one job: each may be a Kafka record and is an entry of the result record."""
 OUTPUT_FILES_BYTES_MAX: Final = 64 * MIB
 """All collected files of one job; one of them is bounded by RESULT_BYTES_MAX."""
+OUTPUT_FILES_INLINE_BYTES_MAX: Final = 32 * KIB
+"""Collected files inside the result record, all together; the rest goes by claim check."""
 OUTPUT_NAMES_SEEN_MAX: Final = 20_000
 """Directory entries looked at while collecting: bounds the time a job with 10⁶ names costs."""
 FILE_DEPTH_MAX: Final = 16

@@ -8,6 +8,7 @@ before it is taken, so that the agent's next process can go on from there (ADR 0
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -26,11 +27,13 @@ from idl.jobs import SourceRef
 from idl.limits import OUTPUT_TAIL_BYTES
 from idl.records import AttemptResult
 from idl.settings import KafkaSettings
+from idl.topics import TopicNames
 from node_agent.core.attempts import AttemptEnded, AttemptRunning, Event, ResultDelivered
 from node_agent.core.gpus import GpuDevices
 from node_agent.core.journal import Delivered, Ended, Entry, Launching, Record, Started
 from node_agent.core.recovery import sandbox_key
 from node_agent.core.results import plan_of, result_of
+from node_agent.files import JobFiles, OutputCollection
 from node_agent.keeper import LauncherKeeper
 from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import SandboxError, SandboxOutcome, SandboxUnavailable
@@ -132,6 +135,7 @@ class AttemptRunner:
         self._node = node
         self._ports = ports
         self._killed: dict[tuple[str, int], str] = {}
+        self._files = JobFiles(TopicNames(settings.prefix), ports.fetcher, ports.producer)
 
     async def kill(self, job: str, attempt: int, why: str) -> None:
         """Ends the attempt now, or before it starts."""
@@ -153,10 +157,16 @@ class AttemptRunner:
         output = self._output(assign)
         output.recover()
         plan = plan_of(assign, self._node, self._ports.gpus)
+        collection = OutputCollection(self._files, assign)
         try:
             outcome = await sandbox.resume(
-                plan, dict(output.seen), output.take, lambda: self._started(assign)
+                plan,
+                dict(output.seen),
+                output.take,
+                lambda: self._started(assign),
+                on_work=collection.take,
             )
+            outcome = _with_outputs(outcome, collection)
             await self._finish(assign, outcome, output, sandbox)
         finally:
             output.leave()
@@ -199,23 +209,33 @@ class AttemptRunner:
         self, assign: AssignIntent, output: _Output
     ) -> tuple[SandboxOutcome, NativeSandbox | None]:
         key = (assign.job, assign.attempt)
+        collection = OutputCollection(self._files, assign)
         try:
             payload = b""
             if assign.payload is not None:
                 payload = await self._ports.fetcher.fetch(assign.payload)
             sandbox = await self._ports.keeper.sandbox()
+            inputs_fd = await self._files.inputs(assign)
             if key in self._killed:
+                if inputs_fd >= 0:
+                    os.close(inputs_fd)
                 return SandboxOutcome(cause="killed"), None
             plan = plan_of(assign, self._node, self._ports.gpus)
             self._ports.record(Launching(job=assign.job, attempt=assign.attempt))
             outcome = await sandbox.run(
-                plan, payload, output.take, lambda: self._started(assign), keep=True
+                plan,
+                payload,
+                output.take,
+                lambda: self._started(assign),
+                keep=True,
+                inputs_fd=inputs_fd,
+                on_work=collection.take,
             )
         except JobFaultError as error:
             return SandboxOutcome(cause="exited", exit_code=None, detail=str(error)), None
         except (PlatformFaultError, SandboxError) as error:
             return SandboxOutcome(cause="sandbox_failed", detail=str(error)), None
-        return outcome, sandbox
+        return _with_outputs(outcome, collection), sandbox
 
     async def _finish(
         self,
@@ -265,6 +285,14 @@ class AttemptRunner:
                 self._ports.record(Delivered(job=result.job, attempt=result.attempt))
                 self._ports.tell(ResultDelivered(result.job, result.attempt))
                 return
+
+
+def _with_outputs(outcome: SandboxOutcome, collection: OutputCollection) -> SandboxOutcome:
+    if not (collection.stored or collection.missing):
+        return outcome
+    return replace(
+        outcome, outputs=tuple(collection.stored), outputs_missing=dict(collection.missing)
+    )
 
 
 def _result(

@@ -1,3 +1,5 @@
+# ruff: noqa: PTH101, PTH103, PTH120
+# pathlib would add a third to the memory that every job's fork copies.
 """What runs between ``clone3`` and ``exec``: the init of a job's pid namespace.
 
 ::
@@ -54,7 +56,7 @@ _SIGNALS_RESET = [
 ]
 
 _PROC_ATTRIBUTES = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
-_JOB_FAULTS = {
+_NOT_RUN = {
     errno.ENOENT: 127,
     errno.ENOTDIR: 127,
     errno.ELOOP: 127,
@@ -67,6 +69,12 @@ _JOB_FAULTS = {
     errno.EINVAL: 126,
     errno.ETXTBSY: 126,
     errno.ELIBBAD: 126,
+}
+# Steps that fail by what the job asked for, with the exit code that says so to its owner.
+_JOB_FAULTS = {
+    "exec": _NOT_RUN,
+    "working directory": _NOT_RUN,
+    "inputs": dict.fromkeys((errno.ENOSPC, errno.EEXIST, errno.ENOTDIR, errno.EISDIR), 126),
 }
 
 
@@ -102,6 +110,24 @@ class Shape:
         self.facts = tuple(map(str, vars(self).values()))
 
 
+class Input:
+    """A file to be in /work before the job starts; ``path`` is relative and was checked."""
+
+    FIELDS = 3
+
+    def __init__(self, path: str, size_bytes: int, writable: bool) -> None:
+        self.path, self.size_bytes, self.writable = path, size_bytes, writable
+
+    @classmethod
+    def told(cls, item: dict[str, object]) -> Input:
+        """From the agent's message."""
+        return cls(str(item["path"]), int(str(item["size_bytes"])), bool(item["writable"]))
+
+    def fields(self) -> list[str]:
+        """As init reads them."""
+        return [self.path, str(self.size_bytes), str(int(self.writable))]
+
+
 class JobSpec:
     """One job as the agent asked for it."""
 
@@ -117,11 +143,15 @@ class JobSpec:
         self.cpu_ms, self.idle_ms = number["cpu_ms"], number["idle_ms"]
         self.swap_bytes = number["swap_bytes"]
         self.result_bytes_max = number["result_bytes_max"]
+        self.collects = bool(message["outputs"])
+        self.inputs = [Input.told(_dict(item)) for item in _list(message["inputs"])]
 
     def command(self) -> bytes:
         """What init needs to start the job, as ``_Command`` reads it."""
-        numbers = (self.pids_max, self.open_files_max, self.cpu_ms, len(self.argv))
-        head = [self.cwd, *map(str, numbers)]
+        counts = (len(self.inputs), len(self.argv))
+        numbers = (self.pids_max, self.open_files_max, self.cpu_ms, *counts)
+        inputs = [field for given in self.inputs for field in given.fields()]
+        head = [self.cwd, *map(str, numbers), *inputs]
         fields = [*head, *self.argv, *(f"{name}={value}" for name, value in self.env.items())]
         if any("\0" in field for field in fields):
             raise OSError(errno.EINVAL, "a command must not contain NUL")
@@ -132,17 +162,24 @@ class _Command:
     """The job's command on init's side."""
 
     def __init__(self, data: bytes) -> None:
-        cwd, pids_max, open_files_max, cpu_ms, count, *words = data.split(b"\0")
-        self.cwd, self.cpu_ms = cwd, int(cpu_ms)
-        self.pids_max, self.open_files_max = int(pids_max), int(open_files_max)
-        self.argv = words[: int(count)]
-        self.env = dict(word.split(b"=", 1) for word in words[int(count) :])
+        self.cwd, *head, rest = data.split(b"\0", 6)
+        self.pids_max, self.open_files_max, self.cpu_ms, inputs, count = map(int, head)
+        words = rest.split(b"\0")
+        at = inputs * Input.FIELDS
+        given = (words[n : n + Input.FIELDS] for n in range(0, at, Input.FIELDS))
+        self.inputs = [Input(path.decode(), int(size), bool(int(own))) for path, size, own in given]
+        self.argv = words[at : at + count]
+        self.env = dict(word.split(b"=", 1) for word in words[at + count :])
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise TypeError("expected a list")
+    return value
 
 
 def _strings(value: object) -> list[str]:
-    if not isinstance(value, list):
-        raise TypeError("expected a list of strings")
-    return [str(item) for item in value]
+    return [str(item) for item in _list(value)]
 
 
 def _numbers(value: object) -> tuple[int, ...]:
@@ -178,8 +215,9 @@ def run_init(
         code = _init(shared, shape, ids, control, join_fds)
     except StepError as error:
         kind = FAILED
-        if error.step in {"exec", "working directory"} and error.errno in _JOB_FAULTS:
-            kind = f"{NOT_EXECUTED}{_JOB_FAULTS[error.errno]}\t"
+        code = _JOB_FAULTS.get(error.step, {}).get(error.errno, code)
+        if code != _EXIT_SETUP_FAILED:
+            kind = f"{NOT_EXECUTED}{code}\t"
         _send(control, f"{kind}{error.step}\t{error.errno}\t{error}")
     except BaseException as error:  # noqa: BLE001 - the last frame of a forked process
         _send(control, f"{FAILED}init\t0\t{type(error).__name__}: {error}")
@@ -223,10 +261,15 @@ def _init(
         kernel.close_all_but((control.fileno(), work_fd))
     _send(control, READY, [work_fd])
     os.close(work_fd)
-    command, stdio = _receive(control)
+    command, fds = _receive(control)
     if "cpu_time" not in shared.holds and command.cpu_ms:
         _cpu_rlimit(command.cpu_ms)
-    return _supervise(control, _spawn(shape, command, stdio))
+    os.umask(0o022)
+    with _Step("inputs"):
+        if command.inputs:
+            _place_inputs(command.inputs, fds[_STDIO_COUNT])
+            os.close(fds[_STDIO_COUNT])
+    return _supervise(control, _spawn(shape, command, fds[:_STDIO_COUNT]))
 
 
 def _give_up(shared: Shared, ids: tuple[int, int], proc_fd: int) -> None:
@@ -272,20 +315,44 @@ def _bind(shape: Shape) -> None:
 def _receive(control: socket) -> tuple[_Command, list[int]]:
     """The job, once there is one; blocks until then. Raises StepError if the launcher is gone."""
     with _Step("command"):
-        space = CMSG_LEN(4 * _STDIO_COUNT)
+        space = CMSG_LEN(4 * (_STDIO_COUNT + 1))
         data, ancillary, _, _ = control.recvmsg(_COMMAND_MAX, space, MSG_CMSG_CLOEXEC)
         packed = ancillary[0][2] if ancillary else b""
-        stdio = [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), 4)]
-        if len(stdio) != _STDIO_COUNT:
+        fds = [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), 4)]
+        if len(fds) < _STDIO_COUNT:
             raise OSError(errno.EPIPE, "the launcher is gone")
-        return _Command(data), stdio
+        return _Command(data), fds
+
+
+def _place_inputs(inputs: list[Input], source: int) -> None:
+    """Copy the files, which lie one after the other in ``source``, below /work.
+
+    By now init is nobody but the job's own uid, in a file system that nobody else has seen.
+    """
+    folders = set()
+    for given in inputs:
+        folder = os.path.dirname(f"/work/{given.path}")
+        os.makedirs(folder, 0o755, exist_ok=True)
+        if not given.writable:
+            folders.add(folder)
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        target = os.open(f"/work/{given.path}", flags, 0o644)
+        left = given.size_bytes
+        while left > 0:
+            count = os.sendfile(target, source, None, left)
+            if count == 0:
+                raise OSError(errno.EIO, "fewer bytes of inputs than promised")
+            left -= count
+        os.fchmod(target, 0o644 if given.writable else 0o444)
+        os.close(target)
+    for folder in folders - {"/work"}:
+        os.chmod(folder, 0o555)
 
 
 def _spawn(shape: Shape, command: _Command, stdio: list[int]) -> int:
     """Start the job; returns its pid once exec succeeded."""
     with _Step("rlimits"):
         _rlimits(command)
-    os.umask(0o022)
     with _Step("working directory"):
         os.chdir(command.cwd)
     if shape.probe:

@@ -56,6 +56,7 @@ class Job:
         self.wall_ms = self.grace_ms = self.result_bytes_max = 0
         self.started_at = self.deadline_at = float("inf")
         self.cpu_ms = 0
+        self.collects = False  # its work directory is wanted when it has ended
         self.looks = NO_LOOKS
         self.kill_at: float | None = None
         self.oom_look_at: float | None = None
@@ -96,7 +97,7 @@ class Job:
         self.result_bytes_max = spec.result_bytes_max
         self.started_at = time.monotonic()
         self.deadline_at = self.started_at + spec.wall_ms / 1000
-        self.cpu_ms = spec.cpu_ms
+        self.cpu_ms, self.collects = spec.cpu_ms, spec.collects
         at_once = self.cgroup.cpus_at_once(spec.cpu_millis)
         self.looks = Looks(spec.cpu_ms, spec.idle_ms, at_once, self.started_at)
         if self.ready:

@@ -7,6 +7,7 @@ agent, so that a pipe outlives its reader, and makes them larger when nobody rea
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import sys
 
@@ -87,16 +88,21 @@ class Feed:
 
 
 class Kept:
-    """One attempt's end until the agent has stored it: the message and the result's descriptor."""
+    """One attempt's end until the agent has stored it: the message and what goes with it.
 
-    def __init__(self, message: bytes, result_fd: int) -> None:
-        self.message, self.result_fd = message, result_fd
+    ``fds``: of the result, of the work directory; -1 where there is none.
+    """
+
+    def __init__(self, outcome: dict[str, object], fds: tuple[int, int]) -> None:
+        self.fds = [fd for fd in fds if fd >= 0]
+        names = [name for name, fd in zip(("result", "work"), fds, strict=True) if fd >= 0]
+        self.message = json.dumps({"op": "ended", "fds": names, **outcome}).encode()
 
     def close(self) -> None:
         """The agent has it."""
-        if self.result_fd >= 0:
-            os.close(self.result_fd)
-            self.result_fd = -1
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
 
 
 def detached(fd: int, size_max: int) -> int:

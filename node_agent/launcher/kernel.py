@@ -61,6 +61,7 @@ AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 MOVE_MOUNT_F_EMPTY_PATH = 4
 
+RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 0x02, 0x04, 0x08
 
 PR_SET_PDEATHSIG = 1
@@ -248,7 +249,7 @@ def mount_detached(kind: str, attr: int) -> int:
 def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
     """Open below ``dir_fd`` under ``resolve`` restrictions; openat2(2)."""
     how = _words(flags | os.O_CLOEXEC, 0, resolve)
-    return _syscall("openat2", _NR_OPENAT2, dir_fd, path.encode() + b"\0", how, len(how))
+    return _syscall("openat2", _NR_OPENAT2, dir_fd, os.fsencode(path) + b"\0", how, len(how))
 
 
 def capset(effective: int, permitted: int | None = None) -> None:

@@ -39,14 +39,15 @@ from node_agent.launcher.rootfs import StepError
 
 # The agent's next process may be of another version: it does not talk to a launcher that says
 # another number here (ADR 0006).
-PROTOCOL = 1
+PROTOCOL = 2
 # One request record; the agent's plan check keeps commands well below it.
 MESSAGE_BYTES_MAX = 1 << 18
 _STDIO_COUNT = 3
 # Three for the job, and the read ends of its output for us; for a large payload its memory and
 # the pipe to feed it into.
 _RUN_FDS = _STDIO_COUNT + 2
-_RUN_FDS_MAX = _RUN_FDS + 2
+_FEED_FDS = 2
+_RUN_FDS_MAX = _RUN_FDS + _FEED_FDS + 1  # and the memory with its input files
 # Only the agent's next process ever calls; more than one at a time is a mistake.
 _BACKLOG = 4
 # A cgroup directory stays busy until the kernel has dropped its last task; look again this often.
@@ -285,14 +286,17 @@ class Launcher:
     def _start(self, message: dict[str, object], fds: list[int]) -> None:
         key, stdio = str(message["key"]), fds[:_STDIO_COUNT]
         caps = [int(str(message[f"{name}_bytes_max"])) for name in ("stdout", "stderr")]
-        if len(fds) not in {_RUN_FDS, _RUN_FDS_MAX} or key in self._jobs or key in self._kept:
-            for fd in fds:
+        inputs = [fds.pop()] if message["inputs"] and len(fds) > _RUN_FDS else []
+        stdio += inputs
+        known = key in self._jobs or key in self._kept
+        if len(fds) not in {_RUN_FDS, _RUN_FDS + _FEED_FDS} or known:
+            for fd in fds + inputs:
                 os.close(fd)
             detail = f"step 'launch': {len(fds)} descriptors, or an attempt that is still here"
             self._send({"op": "ended", "key": key, "cause": "sandbox_failed", "detail": detail})
             return
         self._outputs[key] = Outputs(fds[_STDIO_COUNT:_RUN_FDS], caps)
-        if len(fds) == _RUN_FDS_MAX:
+        if len(fds) > _RUN_FDS:
             self._feeds[key] = Feed(*fds[_RUN_FDS:])
         try:
             if not self._free_slots:
@@ -303,7 +307,7 @@ class Launcher:
             detail = f"step 'launch', {name}: {error}"
             for fd in stdio:
                 os.close(fd)
-            self._end(key, {"cause": "sandbox_failed", "detail": detail}, -1)
+            self._end(key, {"cause": "sandbox_failed", "detail": detail}, (-1, -1))
             return
         self._jobs[key] = job
         self._watch(job)
@@ -363,6 +367,7 @@ class Launcher:
         result_fd, outcome["result_refused"] = job.open_result()
         if result_fd >= 0 and self._doors.agent is None:
             result_fd = detached(result_fd, job.result_bytes_max)
+        work_fd = os.dup(job.work_fd) if job.collects and job.work_fd >= 0 else -1
         for fd in [fd for fd, (owner, _) in self._by_fd.items() if owner is job]:
             self._forget_fd(fd)
         job.close()
@@ -370,17 +375,16 @@ class Launcher:
             self._dying.append(job.cgroup)
         del self._jobs[job.key]
         self._free_slots.append(job.slot)
-        self._end(job.key, outcome, result_fd)
+        self._end(job.key, outcome, (result_fd, work_fd))
 
-    def _end(self, key: str, outcome: dict[str, object], result_fd: int) -> None:
+    def _end(self, key: str, outcome: dict[str, object], fds: tuple[int, int]) -> None:
         self._end_feed(key)
-        message = {"op": "ended", "key": key, **outcome}
-        self._kept[key] = Kept(json.dumps(message).encode(), result_fd)
+        self._kept[key] = Kept({"key": key, **outcome}, fds)
         self._tell_end(key)
 
     def _tell_end(self, key: str) -> None:
         kept = self._kept[key]
-        self._queue(kept.message, (kept.result_fd,) if kept.result_fd >= 0 else ())
+        self._queue(kept.message, tuple(kept.fds))
 
     def _send(self, message: dict[str, object]) -> None:
         self._queue(json.dumps(message).encode())

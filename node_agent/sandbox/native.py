@@ -11,18 +11,16 @@ import asyncio
 import contextlib
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from idl.records import MemoryEvents, Pressure
 from node_agent.sandbox import seccomp
 from node_agent.sandbox.channel import Channel, LauncherProcess, call, spawn
 from node_agent.sandbox.plan import (
     Enforcement,
-    Limit,
     LimitNotEnforced,
     PlanRefused,
     SandboxOutcome,
@@ -31,73 +29,34 @@ from node_agent.sandbox.plan import (
     plan_problem,
     unheld,
 )
+from node_agent.sandbox.protocol import (
+    Hello,
+    Message,
+    enforcement,
+    plan_message,
+    read_result,
+    unavailable_text,
+)
 from node_agent.sandbox.settings import SandboxSettings, problem
 from node_agent.sandbox.streams import OutputPump, input_of
 
 Stream = Literal["stdout", "stderr"]
 OnOutput = Callable[[Stream, bytes], None]
+OnWork = Callable[[int], Awaitable[None]]
+"""Gets the work directory of a job that has ended, as a descriptor that is closed afterwards."""
 
 # What the launcher's first message must say (node_agent.launcher.main.PROTOCOL).
-PROTOCOL = 1
+PROTOCOL = 2
 # How long the launcher may take to kill and remove everything before it is killed itself.
 CLOSE_TIMEOUT_S = 15.0
-_ENV_DEFAULTS = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/work",
-    "TMPDIR": "/tmp",  # the job's own tmpfs
-    "LANG": "C.UTF-8",
-}
-RESULT_PATH = "/work/result"
 # Output is told to the launcher this often within a job's idle time, twice for each look of its.
 _ACTIVITY_LOOKS = 16
-_CGROUP_ADVICE = (
-    " (run as root, or under a systemd unit with Delegate=yes and DelegateSubgroup=agent)"
-)
-
-
-class Hello(msgspec.Struct, frozen=True):
-    """The launcher's first message: what it could set up, and what its self-test found."""
-
-    mode: Literal["root", "userns"]
-    cgroup: Literal["v2", "hybrid", "v1", "none"]
-    holds: list[str]
-    cgroup_problems: list[str]
-    probe_cause: str
-    probe_detail: str
-    loose: int
-    loose_bits: dict[str, int]
-    landlock_abi: int
-    device_filter: Literal["ebpf", "v1", "none"]
-    notes: list[str]
-    protocol: int = 0
-    io_problem: str = ""
-
-
-class _Message(msgspec.Struct, frozen=True):
-    op: str
-    key: str = ""
-    started: bool = False
-    cause: str = ""
-    exit_code: int | None = None
-    signal: int | None = None
-    detail: str = ""
-    wall_ms: int = 0
-    cpu_ms: int = 0
-    memory_peak_bytes: int = 0
-    pids_peak: int | None = None
-    cpu_user_ms: int | None = None
-    cpu_system_ms: int | None = None
-    throttled_ms: int | None = None
-    io_read_bytes: int | None = None
-    io_write_bytes: int | None = None
-    pressure: Pressure | None = None
-    memory_events: MemoryEvents | None = None
-    result_refused: str = ""
 
 
 class _Ended(msgspec.Struct, frozen=True):
-    message: _Message
+    message: Message
     result: bytes | None
+    work_fd: int = -1
 
 
 class _Running:
@@ -115,37 +74,11 @@ class _Found:
         self.started, self.fds = started, fds
         self.ended: _Ended | None = None
 
-
-def enforcement(hello: Hello) -> Enforcement:
-    """What is held, from what the launcher set up and its self-test confirmed."""
-    missing: dict[Limit, str] = {}
-    no_cgroup = "; ".join(hello.cgroup_problems) or "no such cgroup controller here"
-    no_cgroup += _CGROUP_ADVICE
-    for limit in (Limit.MEMORY, Limit.CPU, Limit.IO):
-        if limit.value not in hello.holds:
-            missing[limit] = no_cgroup
-    if Limit.IO not in missing and hello.io_problem:
-        missing[Limit.IO] = hello.io_problem
-    if "cpu_time" not in hello.holds:
-        missing[Limit.CPU_TIME] = f"each process alone (RLIMIT_CPU), not the job: {no_cgroup}"
-    if "cpuset" not in hello.holds:
-        missing[Limit.CPUSET] = f"a job may leave the CPUs it is put on: {no_cgroup}"
-    for name, bit in hello.loose_bits.items():
-        if hello.loose & bit:
-            missing[Limit(name)] = f"the self-test found it not held {hello.probe_detail}".strip()
-    if Limit.PIDS in missing and "pids" not in hello.holds:
-        missing[Limit.PIDS] = f"RLIMIT_NPROC does not hold in a user namespace, and {no_cgroup}"
-    return Enforcement(
-        enforced=frozenset(Limit) - frozenset(missing),
-        missing=missing,
-        mode=hello.mode,
-        cgroup=hello.cgroup,
-        kernel=platform.release(),
-        landlock_abi=hello.landlock_abi,
-        seccomp=Limit.SECCOMP not in missing,
-        device_filter=hello.device_filter,
-        notes=tuple(hello.notes),
-    )
+    def close(self) -> None:
+        """Nobody takes it over."""
+        _close(self.fds)
+        if self.ended is not None and self.ended.work_fd >= 0:
+            os.close(self.ended.work_fd)
 
 
 class NativeSandbox:
@@ -225,7 +158,7 @@ class NativeSandbox:
         init = {
             **msgspec.to_builtins(self.settings),
             "seccomp": seccomp.encode(seccomp.build_filter(machine)).hex(),
-            "probe": {**_plan_message(probe), "probe": True},
+            "probe": {**plan_message(probe), "probe": True},
         }
         await self._channel.send(init, ())
         try:
@@ -240,7 +173,7 @@ class NativeSandbox:
     def _take_hello(self, data: bytes) -> None:
         answer: dict[str, Any] = msgspec.json.decode(data)
         if answer.get("op") != "hello":
-            raise SandboxUnavailable(_unavailable_text(answer))
+            raise SandboxUnavailable(unavailable_text(answer))
         hello = msgspec.convert(answer, Hello, strict=True)
         if hello.protocol != PROTOCOL:
             raise SandboxUnavailable(f"the launcher speaks version {hello.protocol}")
@@ -278,7 +211,7 @@ class NativeSandbox:
         self._channel.close()
         self._process.close()
         for found in self._found.values():
-            _close(found.fds)
+            found.close()
         self._left = True
 
     @property
@@ -300,19 +233,30 @@ class NativeSandbox:
         on_started: Callable[[], None] | None = None,
         *,
         keep: bool = False,
+        inputs_fd: int = -1,
+        on_work: OnWork | None = None,
     ) -> SandboxOutcome:
         """Run one job to its end.
 
+        ``inputs_fd``: the plan's inputs, one after the other (``streams.pack``); it is taken.
+        ``on_work``: with outputs in the plan, collects them before this returns.
         ``on_output`` gets at most the plan's caps; ``on_started`` is called once exec succeeded.
         ``keep``: the launcher remembers the end until ``forget``, so that it can be stored first.
         Raises PlanRefused, LimitNotEnforced or SandboxUnavailable before anything is launched.
         Cancelling kills the job at once and waits for its end.
         """
-        self._refuse(plan)
+        inputs = (inputs_fd,) if inputs_fd >= 0 else ()
+        try:
+            self._refuse(plan)
+            if bool(plan.inputs) != bool(inputs):
+                raise PlanRefused("inputs and their bytes come together, or not at all")
+        except BaseException:
+            _close(inputs)
+            raise
         running = _Running(on_started)
         self._running[plan.key] = running
         try:
-            return await self._run(plan, running, stdin, on_output)
+            return await self._run(plan, running, stdin, on_output, inputs, on_work)
         finally:
             self._running.pop(plan.key, None)
             if not keep:
@@ -324,6 +268,8 @@ class NativeSandbox:
         seen: dict[Stream, int],
         on_output: OnOutput | None = None,
         on_started: Callable[[], None] | None = None,
+        *,
+        on_work: OnWork | None = None,
     ) -> SandboxOutcome:
         """Go on with a job of ``found`` to its end, which the launcher keeps until ``forget``.
 
@@ -345,7 +291,7 @@ class NativeSandbox:
                 OutputPump(fd, cap, _sink(on_output, name), seen.get(name, 0))
                 for fd, cap, name in zip(found.fds, caps, streams, strict=False)
             ]
-            return await self._to_the_end(plan, running, pumps)
+            return await self._to_the_end(plan, running, pumps, on_work)
         finally:
             self._running.pop(plan.key, None)
 
@@ -357,7 +303,7 @@ class NativeSandbox:
     async def discard(self, key: str) -> None:
         """Kill a job of ``found`` at once; nobody wants to know its end."""
         found = self._found.pop(key)
-        _close(found.fds)
+        found.close()
         if found.ended is None and not self._dead:
             request = {"op": "kill", "key": key, "why": "nobody knows it", "now": True}
             with contextlib.suppress(SandboxUnavailable):  # it died, and the job with it
@@ -388,29 +334,39 @@ class NativeSandbox:
             raise LimitNotEnforced(lacking)
 
     async def _run(
-        self, plan: SandboxPlan, running: _Running, stdin: bytes, on_output: OnOutput | None
+        self,
+        plan: SandboxPlan,
+        running: _Running,
+        stdin: bytes,
+        on_output: OnOutput | None,
+        inputs: tuple[int, ...],
+        on_work: OnWork | None,
     ) -> SandboxOutcome:
         (stdout_read, stdout_write), (stderr_read, stderr_write) = os.pipe(), os.pipe()
         pumps = [
             OutputPump(stdout_read, plan.stdout_bytes_max, _sink(on_output, "stdout")),
             OutputPump(stderr_read, plan.stderr_bytes_max, _sink(on_output, "stderr")),
         ]
-        theirs: tuple[int, ...] = (stdout_write, stderr_write)
+        theirs: tuple[int, ...] = (stdout_write, stderr_write, *inputs)
         try:
             stdin_read, feed = input_of(stdin)
-            theirs = (stdin_read, stdout_write, stderr_write, *feed)
-            fds = (*theirs[:3], stdout_read, stderr_read, *feed)
-            await self._channel.send({"op": "run", **_plan_message(plan)}, fds)
+            theirs = (stdin_read, stdout_write, stderr_write, *feed, *inputs)
+            fds = (*theirs[:3], stdout_read, stderr_read, *feed, *inputs)
+            await self._channel.send({"op": "run", **plan_message(plan)}, fds)
         except BaseException:
             for pump in pumps:
                 pump.close()
             raise
         finally:
             _close(theirs)
-        return await self._to_the_end(plan, running, pumps)
+        return await self._to_the_end(plan, running, pumps, on_work)
 
     async def _to_the_end(
-        self, plan: SandboxPlan, running: _Running, pumps: list[OutputPump]
+        self,
+        plan: SandboxPlan,
+        running: _Running,
+        pumps: list[OutputPump],
+        on_work: OnWork | None,
     ) -> SandboxOutcome:
         watch = None
         if plan.idle_ms:
@@ -418,7 +374,10 @@ class NativeSandbox:
         try:
             ended = await self._until_ended(plan.key, running)
             await asyncio.gather(*(pump.done for pump in pumps))
+            if on_work is not None and ended.work_fd >= 0:
+                await on_work(ended.work_fd)
         finally:
+            _close_work(running)
             if watch is not None:
                 watch.cancel()
             for pump in pumps:
@@ -460,17 +419,19 @@ class NativeSandbox:
         elif not self._hello.done():
             self._hello.set_result(data)
         else:
-            self._on_message(msgspec.json.decode(data, type=_Message), fds)
+            self._on_message(msgspec.json.decode(data, type=Message), fds)
 
-    def _on_message(self, message: _Message, fds: list[int]) -> None:
+    def _on_message(self, message: Message, fds: list[int]) -> None:
         key = message.key
         if message.op == "have":
             self._found[key] = _Found(message.started, fds)
             return
         if message.op == "had" and not self._listed.done():
             self._listed.set_result(None)
-        result = _read_result(fds[0]) if fds else None
-        _close(fds)
+        given = dict(zip(message.fds, fds, strict=False))
+        result = read_result(given["result"]) if "result" in given else None
+        work_fd = given.get("work", -1)
+        _close(fd for fd in fds if fd != work_fd)
         running, found = self._running.get(key), self._found.get(key)
         if message.op == "started":
             if running is not None and running.on_started is not None:
@@ -478,12 +439,15 @@ class NativeSandbox:
             if found is not None:
                 found.started = True
         if message.op == "ended":
-            ended = _Ended(message, result)
+            ended = _Ended(message, result, work_fd)
             if running is not None and not running.ended.done():
                 running.ended.set_result(ended)
-            elif found is not None:
+                return
+            if found is not None:
                 found.ended = ended
-            elif running is None:
+                return
+            _close([work_fd] if work_fd >= 0 else [])
+            if running is None:
                 forgetting = self.forget(key)  # a discarded one
                 asyncio.get_running_loop().create_task(forgetting)
 
@@ -514,30 +478,17 @@ def _hiding(settings: SandboxSettings, home: Path) -> SandboxSettings:
 
 
 def _died(why: str) -> _Ended:
-    return _Ended(_Message(op="ended", cause="sandbox_failed", detail=why), None)
-
-
-def _unavailable_text(answer: dict[str, Any]) -> str:
-    if answer.get("op") == "died":
-        return "the launcher ended while starting; run it by hand to see why"
-    text = f"sandbox set-up failed at step {answer.get('step')!r}: {answer.get('detail')}"
-    if answer.get("step") == "user namespace":
-        text += (
-            " (run as root, or allow user namespaces: sysctl user.max_user_namespaces, "
-            "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
-        )
-    return text
-
-
-def _plan_message(plan: SandboxPlan) -> dict[str, Any]:
-    message: dict[str, Any] = msgspec.to_builtins(plan)
-    message["env"] = {**_ENV_DEFAULTS, **plan.env, "OUTRIDER_RESULT": RESULT_PATH}
-    del message["require"]
-    return message
+    return _Ended(Message(op="ended", cause="sandbox_failed", detail=why), None)
 
 
 def _sink(on_output: OnOutput | None, stream: Stream) -> Callable[[bytes], None] | None:
     return None if on_output is None else lambda data: on_output(stream, data)
+
+
+def _close_work(running: _Running) -> None:
+    """The work directory of a job that has ended, whose memory goes with it."""
+    if running.ended.done() and not running.ended.cancelled():
+        _close([fd for fd in [running.ended.result().work_fd] if fd >= 0])
 
 
 def _close(fds: Iterable[int]) -> None:
@@ -545,22 +496,9 @@ def _close(fds: Iterable[int]) -> None:
         os.close(fd)
 
 
-def _read_result(fd: int) -> bytes:
-    """The launcher has checked that it is a regular file within the cap and nobody writes it.
-
-    Read by position: whoever is told of this end again gets the same open file.
-    """
-    parts = []
-    at, size = 0, os.fstat(fd).st_size
-    while at < size and (data := os.pread(fd, size - at, at)):
-        parts.append(data)
-        at += len(data)
-    return b"".join(parts)
-
-
 def _outcome(ended: _Ended, pumps: list[OutputPump]) -> SandboxOutcome:
     fields = msgspec.to_builtins(ended.message)
-    del fields["op"], fields["key"], fields["started"]
+    del fields["op"], fields["key"], fields["started"], fields["fds"]
     out, err = pumps if len(pumps) == len(("stdout", "stderr")) else (None, None)
     fields |= {
         "stdout_bytes": out.bytes_seen if out else 0,

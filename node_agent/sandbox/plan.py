@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from idl.jobs import Profile
+from idl.jobs import Profile, is_file_name
 from idl.records import MemoryEvents, OutputFile, Pressure
 
 KIB = 1024
@@ -212,17 +212,27 @@ def plan_problem(plan: SandboxPlan) -> str | None:
         return f"cpu_millis must be at least {CPU_MILLIS_MIN}, got {plan.cpu_millis}"
     if not 0 <= plan.grace_ms <= GRACE_MS_MAX:
         return f"grace_ms must be in 0..{GRACE_MS_MAX}, got {plan.grace_ms}"
+    return _wiring_problem(plan) or _strings_problem(plan)
+
+
+def _wiring_problem(plan: SandboxPlan) -> str | None:
     if min(plan.stdout_bytes_max, plan.stderr_bytes_max, plan.result_bytes_max) < 0:
         return "output caps must not be negative"
     if not plan.cwd.startswith("/"):
         return f"cwd must be absolute, got {plan.cwd!r}"
     if plan.network == "host" and Limit.NETWORK in plan.require:
         return "network='host' contradicts require={network}"
-    return _strings_problem(plan)
+    paths = [given.path for given in plan.inputs]
+    if len(set(paths)) < len(paths) or not all(map(is_file_name, paths)):
+        return "inputs must have different relative paths"
+    if not all(is_file_name(pattern.removesuffix("/")) for pattern in plan.outputs):
+        return "outputs must be relative paths"
+    return None
 
 
 def _strings_problem(plan: SandboxPlan) -> str | None:
     strings = [*plan.argv, *plan.env, *plan.env.values(), plan.cwd, plan.hostname, *plan.devices]
+    strings += [given.path for given in plan.inputs]
     if any("\0" in text for text in strings):
         return "argv, env, cwd, hostname and devices must not contain NUL"
     if any(not name or "=" in name for name in plan.env):

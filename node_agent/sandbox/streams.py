@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 # The kernel's default pipe capacity (16 pages): one wake-up empties a full pipe.
 CHUNK_BYTES = 65_536
@@ -85,10 +85,20 @@ def input_of(payload: bytes) -> tuple[int, tuple[int, ...]]:
         finally:
             os.close(write)
         return read, ()
+    return read, (pack([payload]), write)
+
+
+def pack(parts: Iterable[bytes]) -> int:
+    """Sealed memory that holds the parts one after the other, at its beginning. Raises OSError."""
     memory = os.memfd_create("payload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    rest = memoryview(payload)
-    while rest:
-        rest = rest[os.write(memory, rest) :]
-    os.lseek(memory, 0, os.SEEK_SET)
-    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
-    return read, (memory, write)
+    try:
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                rest = rest[os.write(memory, rest) :]
+        os.lseek(memory, 0, os.SEEK_SET)
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(memory)
+        raise
+    return memory

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from node_agent.sandbox import settings as settings_module
-from node_agent.sandbox.native import Hello, enforcement
 from node_agent.sandbox.plan import Limit, LimitNotEnforced, SandboxPlan, plan_problem
+from node_agent.sandbox.protocol import Hello, enforcement
 from node_agent.sandbox.settings import SandboxSettings
 
 
