@@ -38,8 +38,8 @@ from dataplane.process import (
     serve_metrics,
 )
 from dataplane.producer import RecordProducer
+from dataplane.read import require_partitions
 from dataplane.snapshots import recover
-from dataplane.tail import watermarks
 from idl.control import (
     AttemptStatus,
     Ballot,
@@ -62,6 +62,8 @@ BACKLOG_EVERY_S: Final = 1.0
 """How often the leader asks Kafka for the ends of the queues (queue depth, metrics)."""
 HAND_OVER_S: Final = 0.3
 """After SIGTERM a leader announces that it steps down and gives the announcement time to leave."""
+PARTITIONS_S: Final = 5.0
+"""For a broker's answer about its topics, at start."""
 DEAD_LETTER_RETRY_S: Final = 1.0
 NO_MEMBER: Final = "this coordinator is no member (any more): it does not stand and does not vote"
 
@@ -437,7 +439,7 @@ def with_original(letter: DeadLetter, original: bytes | None, content_type: str)
 
 
 def partitions_of(settings: ClusterSettings) -> Partitions:
-    """Every partition that a leader reads. Raises BrokerUnavailableError, PlatformFaultError."""
+    """Every partition that a leader reads. Raises ConfigError, BrokerUnavailableError."""
     names = TopicNames(settings.kafka.prefix)
     topic_names = [
         *(names.queue(queue) for queue in settings.queues),
@@ -447,7 +449,7 @@ def partitions_of(settings: ClusterSettings) -> Partitions:
     return tuple(
         (topic, partition)
         for topic in topic_names
-        for partition in sorted(watermarks(settings.kafka, topic))
+        for partition in range(require_partitions(settings.kafka, topic, PARTITIONS_S))
     )
 
 
