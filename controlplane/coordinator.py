@@ -17,6 +17,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from controlplane.core import events as ev
+from controlplane.core.catchup import CatchUp
 from controlplane.core.coordinator import Coordinator, Role
 from controlplane.core.election import Election, ElectionTiming, Member, Standing
 from controlplane.hints import Hints, require_alone
@@ -108,8 +109,7 @@ class CoordinatorProcess:
         self._work: deque[tuple[str, Any]] = deque()
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
-        self._applied = 0
-        self._goal = 0
+        self._catch_up = CatchUp()
         self._hints = Hints(self._own, settings.coordinators, self._peer_gone)
         self._link = ControlLink(
             settings,
@@ -153,7 +153,7 @@ class CoordinatorProcess:
         self._reader = LedgerReader(
             kafka,
             self._settings.pool,
-            self._applied,
+            self._catch_up.applied,
             self._read_ledger,
             loop=loop,
             on_error=self._crew.fail,
@@ -161,7 +161,7 @@ class CoordinatorProcess:
         )
         self._reader.start()
         self._intake.warm_up()
-        self._goal = await self._reader.end_offset()
+        self._catch_up.goal = await self._reader.end_offset()
         self._link.start()
         self._note_progress()
         self._crew.spawn(self._link.mind_peers())
@@ -191,14 +191,14 @@ class CoordinatorProcess:
             log.info("recovered from a snapshot", extra=took)
             if state.members:
                 self._adopt(state.members_version, state.members)
-        self._applied = state.next_offset
+        self._catch_up.applied = state.next_offset
 
     def _keeper(self, config: Path) -> SnapshotKeeper:
         return SnapshotKeeper(
             self._settings,
             config,
             lambda: self._core.role is Role.LEADING,
-            lambda: self._applied,
+            lambda: self._catch_up.applied,
             lambda written: self._metrics.snapshot(written.next_offset, written.took_ms),
         )
 
@@ -243,22 +243,22 @@ class CoordinatorProcess:
         for offset, entry in entries:
             self._work.append(("core", ev.LedgerRead(offset=offset, entry=entry)))
         self._pump()
-        self._applied = entries[-1][0] + 1
+        self._catch_up.applied = entries[-1][0] + 1
         self._reader.done(len(entries))
         self._note_progress()
         self._pump()
 
     def _note_progress(self) -> None:
-        caught_up = self._applied >= self._goal
+        caught_up = self._catch_up.done
         if caught_up and "ledger" in self._readiness.needed:
             self._readiness.have("ledger")
-            log.info("caught up with the ledger", extra={"offset": self._applied})
+            log.info("caught up with the ledger", extra={"offset": self._catch_up.applied})
         self._work.append(
             (
                 "election",
                 ev.LedgerAdvanced(
                     term=self._core.state.term,
-                    next_offset=self._applied,
+                    next_offset=self._catch_up.applied,
                     caught_up=caught_up,
                     digest=self._core.state.digest.hex(),
                 ),
