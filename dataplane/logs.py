@@ -21,15 +21,21 @@ METADATA_TIMEOUT_S = 5.0
 
 
 class AttemptLog:
-    """Writes the output of one attempt: numbered chunks, at most LOG_BYTES_MAX in all.
+    """Writes the output of one attempt: numbered chunks, at most `bytes_max` in all.
 
     One writer at a time: calls of `write` must not overlap.
     """
 
     def __init__(
-        self, producer: RecordProducer, settings: KafkaSettings, job: JobId, attempt: Attempt
+        self,
+        producer: RecordProducer,
+        settings: KafkaSettings,
+        job: JobId,
+        attempt: Attempt,
+        bytes_max: int = LOG_BYTES_MAX,
     ) -> None:
         self._producer = producer
+        self._bytes_max = bytes_max
         self._topic = TopicNames(settings.prefix).logs
         self._job = job
         self._attempt = attempt
@@ -43,7 +49,7 @@ class AttemptLog:
 
         Raises PlatformFaultError where Kafka does not take it.
         """
-        kept = data[: max(0, LOG_BYTES_MAX - self._written)]
+        kept = data[: max(0, self._bytes_max - self._written)]
         self._dropped += len(data) - len(kept)
         self._written += len(kept)
         for start in range(0, len(kept), LOG_CHUNK_BYTES):

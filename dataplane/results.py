@@ -8,9 +8,9 @@ from dataplane.producer import RecordProducer
 from dataplane.read import read_one
 from idl.codec import MSGPACK, decode, encode
 from idl.errors import JobFaultError
-from idl.jobs import PayloadLocation, SourceRef
+from idl.jobs import PayloadLocation, PayloadRef, SourceRef
 from idl.limits import RESULT_BYTES_MAX, RESULT_INLINE_BYTES_MAX
-from idl.records import AttemptResult
+from idl.records import AttemptResult, OutputFile
 from idl.settings import KafkaSettings
 from idl.topics import TopicNames
 
@@ -47,11 +47,25 @@ def read_result(settings: KafkaSettings, source: SourceRef) -> AttemptResult:
     return decode(record.value, AttemptResult)
 
 
+def output_location(output: OutputFile, settings: KafkaSettings) -> PayloadLocation | None:
+    """Where the bytes of a collected file are; None where the record holds them itself."""
+    return None if output.ref is None else _location(output.ref, settings)
+
+
+def output_bytes_sync(
+    output: OutputFile, settings: KafkaSettings, fetcher: PayloadFetcher
+) -> bytes:
+    """A collected file, checked against its SHA-256. Raises as `PayloadFetcher.fetch`."""
+    location = output_location(output, settings)
+    return (output.data or b"") if location is None else fetcher.fetch_sync(location)
+
+
 def result_location(result: AttemptResult, settings: KafkaSettings) -> PayloadLocation | None:
     """Where the claim-checked bytes of a result are; None where there are none."""
-    ref = result.result_ref
-    if ref is None:
-        return None
+    return None if result.result_ref is None else _location(result.result_ref, settings)
+
+
+def _location(ref: PayloadRef, settings: KafkaSettings) -> PayloadLocation:
     topic = TopicNames(settings.prefix).payloads
     return PayloadLocation(
         source=SourceRef(topic=topic, partition=ref.partition, offset=ref.offset),

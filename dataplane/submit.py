@@ -1,6 +1,7 @@
 """Submitting: a job is one record of `queue.<queue>`, acknowledged by all in-sync replicas."""
 
 import asyncio
+import hashlib
 import time
 import uuid
 from collections import deque
@@ -10,13 +11,19 @@ from typing import Final
 
 import msgspec
 
-from dataplane.core.claimcheck import needs_claim_check, reference
+from dataplane.core.claimcheck import (
+    Stored,
+    large_inputs,
+    needs_claim_check,
+    reference,
+    with_references,
+)
 from dataplane.payloads import put_payload
 from dataplane.producer import RecordProducer
 from idl.codec import MSGPACK, decode_spec, encode
 from idl.errors import InvalidRecordError
 from idl.ids import JobId, QueueName
-from idl.jobs import JobSpec, SourceRef, validate_spec
+from idl.jobs import JobSpec, PayloadRef, SourceRef, validate_spec
 from idl.limits import PAYLOAD_INLINE_BYTES_MAX
 from idl.records import DeadLetter
 from idl.settings import KafkaSettings
@@ -88,9 +95,10 @@ class Submitter:
     ) -> AsyncIterator[Submitted]:
         topic = self._topics.queue(queue)
         sent: deque[tuple[JobId, asyncio.Future[SourceRef]]] = deque()
+        stored: Stored = {}
         for spec in specs:
             named = self._named(spec)
-            data = encode(await self._checked_in(named))
+            data = encode(await self._checked_in(named, stored))
             place = await self._producer.enqueue(topic, data, key=named.id, content_type=MSGPACK)
             sent.append((JobId(named.id), place))
             if len(sent) % YIELD_EVERY == 0:
@@ -101,8 +109,17 @@ class Submitter:
         for job, acknowledged in sent:
             yield Submitted(job, await acknowledged)
 
-    async def _checked_in(self, spec: JobSpec) -> JobSpec:
-        """The spec with its payload behind a claim check, if it is too large to be inline."""
+    async def _checked_in(self, spec: JobSpec, stored: Stored) -> JobSpec:
+        """The spec with what is too large to be inline behind claim checks.
+
+        `stored`: what this bulk call has put there; jobs that share an input send it once.
+        """
+        for data in large_inputs(spec):
+            digest = hashlib.sha256(data).digest()
+            if digest not in stored:
+                topic = self._topics.payloads
+                stored[digest] = await put_payload(self._producer, topic, spec.id, data)
+        spec = with_references(spec, stored)
         if spec.payload is None or not needs_claim_check(len(spec.payload), self._inline_max):
             return spec
         ref = await put_payload(self._producer, self._topics.payloads, spec.id, spec.payload)
@@ -119,9 +136,10 @@ class Submitter:
     def _pipeline_sync(self, queue: QueueName, specs: Iterable[JobSpec]) -> Iterator[Submitted]:
         topic = self._topics.queue(queue)
         sent: deque[tuple[JobId, Future[SourceRef]]] = deque()
+        stored: Stored = {}
         for spec in specs:
             named = self._named(spec)
-            data = encode(self._checked_in_sync(named))
+            data = encode(self._checked_in_sync(named, stored))
             future = self._producer.send(topic, data, key=named.id, content_type=MSGPACK)
             sent.append((JobId(named.id), future))
             if len(sent) >= PIPELINE_RECORDS_MAX:
@@ -130,13 +148,21 @@ class Submitter:
         for job, acknowledged in sent:
             yield Submitted(job, acknowledged.result())
 
-    def _checked_in_sync(self, spec: JobSpec) -> JobSpec:
+    def _checked_in_sync(self, spec: JobSpec, stored: Stored) -> JobSpec:
+        for large in large_inputs(spec):
+            digest = hashlib.sha256(large).digest()
+            if digest not in stored:
+                stored[digest] = self._put_sync(spec.id, large)
+        spec = with_references(spec, stored)
         data = spec.payload
         if data is None or not needs_claim_check(len(data), self._inline_max):
             return spec
-        place = self._producer.send(self._topics.payloads, data, key=spec.id).result()
-        ref = reference(data, place.partition, place.offset)
+        ref = self._put_sync(spec.id, data)
         return msgspec.structs.replace(spec, payload=None, payload_ref=ref)
+
+    def _put_sync(self, job: str, data: bytes) -> PayloadRef:
+        place = self._producer.send(self._topics.payloads, data, key=job).result()
+        return reference(data, place.partition, place.offset)
 
     async def replay(self, letter: DeadLetter) -> Submitted:
         """Submits a dead letter's job again under a new id, to the queue it came from.

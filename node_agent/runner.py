@@ -194,7 +194,11 @@ class AttemptRunner:
 
     def _output(self, assign: AssignIntent) -> _Output:
         attempt_log = AttemptLog(
-            self._ports.producer, self._settings, JobId(assign.job), Attempt(assign.attempt)
+            self._ports.producer,
+            self._settings,
+            JobId(assign.job),
+            Attempt(assign.attempt),
+            assign.spec.limits.output_bytes,
         )
         path = self._ports.output / sandbox_key(assign.job, assign.attempt)
         return _Output(attempt_log, Spool(path))

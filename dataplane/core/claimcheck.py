@@ -6,9 +6,14 @@ job carries a reference to it. Neither passes through the leader or DDS.
 
 import hashlib
 
+import msgspec
+
 from idl.errors import InvalidRecordError, JobFaultError
-from idl.jobs import JobSpec, PayloadLocation, PayloadRef, SourceRef
-from idl.limits import PAYLOAD_BYTES_MAX, PAYLOAD_INLINE_BYTES_MAX
+from idl.jobs import JobInput, JobSpec, PayloadLocation, PayloadRef, SourceRef
+from idl.limits import INPUTS_INLINE_BYTES_MAX, PAYLOAD_BYTES_MAX, PAYLOAD_INLINE_BYTES_MAX
+
+Stored = dict[bytes, PayloadRef]
+"""SHA-256 of bytes → where they are in `payloads`."""
 
 
 class PayloadMissingError(JobFaultError):
@@ -38,6 +43,30 @@ def reference(data: bytes, partition: int, offset: int) -> PayloadRef:
         size_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
+
+
+def large_inputs(spec: JobSpec) -> list[bytes]:
+    """Inputs of a job that do not fit beside the smaller ones inside its record."""
+    given = [one.data for one in spec.inputs.values() if one.ref is None and one.data]
+    left, large = INPUTS_INLINE_BYTES_MAX, []
+    for data in sorted(given, key=len):
+        left -= len(data)
+        if left < 0:
+            large.append(data)
+    return large
+
+
+def with_references(spec: JobSpec, stored: Stored) -> JobSpec:
+    """The same job, its inputs that are in `stored` by claim check."""
+    if not stored or not spec.inputs:
+        return spec
+    inputs = {name: _checked(given, stored) for name, given in spec.inputs.items()}
+    return msgspec.structs.replace(spec, inputs=inputs)
+
+
+def _checked(given: JobInput, stored: Stored) -> JobInput:
+    ref = stored.get(hashlib.sha256(given.data).digest()) if given.data else None
+    return given if ref is None else msgspec.structs.replace(given, data=None, ref=ref)
 
 
 def location_of(spec: JobSpec, source: SourceRef, payloads_topic: str) -> PayloadLocation | None:

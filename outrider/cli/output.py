@@ -3,18 +3,20 @@
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from outrider.cli.common import Session, common, print_json, print_json_line
 from outrider.cli.exits import JOB_FAILED, NOT_FOUND, TIMED_OUT, ExitError, NotFoundError
+from outrider.cli.usage import show_usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from idl.records import LogChunk
     from outrider.client.client import Client, Handle
+    from outrider.client.progress import JobEnd
 
 
 @contextmanager
@@ -89,46 +91,67 @@ def logs(session: Session, job: str, follow: bool, attempt: int | None, every: b
 
 @click.command()
 @click.argument("job")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+@click.option("--output", "name", metavar="NAME",
+              help="A collected file in place of $OUTRIDER_RESULT.")  # fmt: skip
+@click.option("-o", "--to", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the bytes there instead of to stdout.")  # fmt: skip
+@click.option("--usage", is_flag=True, help="What the attempt used, and which files it left.")
 @click.option("--wait", is_flag=True, help="Until the job has ended.")
 @click.option("--timeout", default="0", help="With --wait: at most so long (30s, 5m).")
 @common
-def result(session: Session, job: str, output: Path | None, wait: bool, timeout: str) -> None:
-    """What a job wrote to $OUTRIDER_RESULT, byte for byte.
+def result(session: Session, job: str, name: str | None, to: Path | None, **how: Any) -> None:
+    """What a job wrote to $OUTRIDER_RESULT, or one of its --output files, byte for byte.
 
     With --json: the attempt's whole record (outcome, usage, output tails; bytes as base64).
-    Exit code 1 where the job failed or was cancelled, 3 where it has not ended, 5 with --wait
-    and --timeout.
+    Exit code 1 where the job failed or was cancelled (an --output of a failed job is written all
+    the same), 3 where it has not ended or has no such output, 5 with --wait and --timeout.
 
     \b
     Examples:
       outrider result report-17 -o report.pdf
+      outrider result report-17 --output plots/a.png --to a.png
+      outrider result report-17 --usage
       outrider result report-17 --wait --timeout 5m
       outrider result report-17 --json | jq .usage
     """
-    from idl.units import parse_ms
-    from outrider.local.record import write_atomically
+    from outrider.client.errors import OutputMissingError
 
     with connected(session) as client:
-        handle = found(client, job)
-        if not wait and not handle.done:
-            phase = handle.status().phase
-            raise ExitError(NOT_FOUND, f"job {job} has no result yet: it is {phase} (--wait waits)")
-        limit_s = parse_ms(timeout) / 1000 or None
-        try:
-            end = handle.wait(limit_s)
-        except TimeoutError as error:
-            raise ExitError(TIMED_OUT, str(error)) from error
+        end = _end_of(found(client, job), job, how["wait"], how["timeout"])
         record = None if end.source is None else client.read_result(end.source)
         if session.as_json:
             print_json({"job": job, "state": str(end.phase), "end": end, "result": record})
+        elif how["usage"]:
+            show_usage(record)
+        elif name is not None:
+            try:
+                _write(to, client.output_bytes(record, name))
+            except OutputMissingError as error:
+                raise NotFoundError(f"job {job}: {error}") from error
         failure = end.error()
         if failure is not None:
             raise ExitError(JOB_FAILED, str(failure))
-        data = b"" if record is None else client.bytes_of(record)
-        if output is not None:
-            write_atomically(output, data)
-        elif not session.as_json:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+        if name is None and not how["usage"] and (to is not None or not session.as_json):
+            _write(to, b"" if record is None else client.bytes_of(record))
+
+
+def _end_of(handle: "Handle", job: str, wait: bool, timeout: str) -> "JobEnd":
+    from idl.units import parse_ms
+
+    if not wait and not handle.done:
+        phase = handle.status().phase
+        raise ExitError(NOT_FOUND, f"job {job} has no result yet: it is {phase} (--wait waits)")
+    try:
+        return handle.wait(parse_ms(timeout) / 1000 or None)
+    except TimeoutError as error:
+        raise ExitError(TIMED_OUT, str(error)) from error
+
+
+def _write(to: Path | None, data: bytes) -> None:
+    from outrider.local.record import write_atomically
+
+    if to is not None:
+        write_atomically(to, data)
+        return
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

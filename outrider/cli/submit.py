@@ -19,6 +19,7 @@ FAILURES_SHOWN: Final = 10
 """Failed jobs told one by one; `outrider ls --state dead` shows the rest."""
 _LIMITS: Final = (
     "memory", "pids", "cpu", "network", "filesystem", "seccomp", "disk", "wall_time",
+    "cpu_time", "io", "cpuset",
 )  # fmt: skip
 
 JOB_OPTIONS: Final = (
@@ -30,6 +31,23 @@ JOB_OPTIONS: Final = (
     click.option("--memory", help="512Mi, 2G. Default 256Mi."),
     click.option("--gpus", type=int, help="Whole GPUs."),
     click.option("--timeout", help="Wall time per attempt: 30s, 5m. Default 5m."),
+    click.option("--cpu-time", help="CPU time per attempt: 10s. Default: no limit."),
+    click.option("--idle", help="Ends it after so long without output and CPU time."),
+    click.option("--swap", help="Swap beside the memory. Default 0: none."),
+    click.option("--io-read", help="Bytes a second read from each disk: 10M."),
+    click.option("--io-write", help="Bytes a second written to each disk."),
+    click.option(
+        "--input", "inputs", multiple=True, metavar="NAME=FILE",
+        help="A file that is there at the start, as /work/in/NAME; repeatable.",
+    ),
+    click.option(
+        "--output", "outputs", multiple=True, metavar="NAME",
+        help="A file, folder/ or pattern below /work to keep; repeatable.",
+    ),
+    click.option(
+        "--profile", type=click.Choice(["strict", "network", "gpu"]),
+        help="A preset of the isolation (docs/isolation.md). Default strict.",
+    ),
     click.option("--retries", type=int, help="Attempts after the first. Default 2."),
     click.option("--priority", type=int, help="Higher goes first. Default 0."),
     click.option("--start-within", help="Dead-letter it unless it started in time."),
@@ -80,6 +98,7 @@ def submit(session: Session, **options: Any) -> None:
       outrider submit -- echo hello
       outrider submit --wait --cpu 500m --memory 128Mi --timeout 10s -- python3 -c 'print(1)'
       outrider submit --script train.sh -- --epochs 3
+      outrider submit --input data.csv=data.csv --output plots/ -- python3 /opt/plot.py
       outrider submit --array 100 --group sweep -- sh -c 'echo $OUTRIDER_ARRAY_INDEX'
       outrider submit -f jobs.yaml --wait --json
     """
@@ -144,17 +163,24 @@ def _from_options(options: dict[str, Any]) -> "Submission":
     fields = {
         renamed.get(name, name): value
         for name, value in options.items()
-        if value not in (None, ()) and name not in ("env", "labels", "stdin_file")
+        if value not in (None, ()) and name not in ("env", "labels", "stdin_file", "inputs")
     }
     return Job(
         () if script is not None else command,
         args=command if script is not None else (),
         script=script,
         payload=_stdin(options["stdin_file"]),
+        inputs={
+            name: Path(file) for name, file in key_values(options["inputs"], "--input").items()
+        },
         env=key_values(options["env"], "--env"),
         node_labels=key_values(options["labels"], "--label"),
         **fields,
     ).submission()
+
+
+def _inputs(pairs: tuple[str, ...]) -> dict[str, Path]:
+    return {name: Path(file) for name, file in key_values(pairs, "--input").items()}
 
 
 def _stdin(name: str | None) -> bytes | Path | None:

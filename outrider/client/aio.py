@@ -57,6 +57,11 @@ class AsyncHandle:
             raise error
         return await asyncio.to_thread(self._client.result_of, end)
 
+    async def output(self, name: str) -> bytes:
+        """As `Handle.output`."""
+        await self.wait()
+        return await asyncio.to_thread(self._handle.output, name)
+
     async def attempt_result(self) -> AttemptResult | None:
         """As `Handle.attempt_result`."""
         source = (await self.wait()).source

@@ -26,7 +26,7 @@ from dataplane.commands import send_command_sync
 from dataplane.logs import read_logs
 from dataplane.payloads import PayloadFetcher
 from dataplane.producer import RecordProducer
-from dataplane.results import read_result, result_bytes_sync
+from dataplane.results import output_bytes_sync, read_result, result_bytes_sync
 from dataplane.submit import Submitted, Submitter
 from idl.errors import ConfigError, JobFaultError, OutriderError
 from idl.ids import Attempt, JobId, QueueName
@@ -34,6 +34,7 @@ from idl.jobs import SourceRef
 from idl.records import AttemptResult, CancelJob, LogChunk
 from idl.settings import ClusterSettings
 from outrider.client.config import find_cluster
+from outrider.client.errors import OutputMissingError
 from outrider.client.follow import Follower
 from outrider.client.job import Job, Submission, identified
 from outrider.client.progress import JobEnd, JobProgress, JobStatus
@@ -108,6 +109,18 @@ class Handle:
         """The last attempt's record: outcome, usage, output tails. None where it wrote none."""
         source = self.wait(timeout).source
         return None if source is None else self._client.read_result(source)
+
+    def output(self, name: str, timeout: float | None = None) -> bytes:
+        """Waits and returns one collected file of a job that succeeded.
+
+        Raises as `result`, and OutputMissingError: it was not asked for, or not there.
+        """
+        end = self.wait(timeout)
+        error = end.error()
+        if error is not None:
+            raise error
+        record = None if end.source is None else self._client.read_result(end.source)
+        return self._client.output_bytes(record, name)
 
     def logs(self, *, attempt: int | None = None, follow: bool = False) -> Iterator[LogChunk]:
         """stdout and stderr in chunks, of one attempt or of all. `follow`: until the job ended."""
@@ -281,6 +294,13 @@ class Client:
     def bytes_of(self, result: AttemptResult) -> bytes:
         """A result's own bytes, inline or fetched by claim check."""
         return result_bytes_sync(result, self.settings.kafka, self._fetcher) or b""
+
+    def output_bytes(self, result: AttemptResult | None, name: str) -> bytes:
+        """One collected file of a result record. Raises OutputMissingError."""
+        for output in result.outputs if result is not None else ():
+            if output.name == name:
+                return output_bytes_sync(output, self.settings.kafka, self._fetcher)
+        raise OutputMissingError(name, result)
 
     def logs(
         self,

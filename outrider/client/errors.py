@@ -1,7 +1,7 @@
 """How a job's end reaches its submitter when it did not succeed."""
 
 from idl.errors import JobFaultError
-from idl.records import AttemptStory, Outcome
+from idl.records import AttemptResult, AttemptStory, Outcome
 
 
 class JobEndedError(JobFaultError):
@@ -53,3 +53,14 @@ class JobRejectedError(JobEndedError):
         super().__init__(
             job, f"job {job} was rejected ({code}): {reason}", code=code, reason=reason
         )
+
+
+class OutputMissingError(JobFaultError):
+    """The job left no such file, or it was not collected; `available` names those that were."""
+
+    def __init__(self, name: str, result: AttemptResult | None) -> None:
+        self.name = name
+        self.available = tuple(output.name for output in result.outputs) if result else ()
+        why = result.outputs_missing.get(name, "") if result else "no attempt wrote a result"
+        there = ", ".join(self.available[:10]) or "none"
+        super().__init__(f"no output {name!r}{f' ({why})' if why else ''}; collected: {there}")

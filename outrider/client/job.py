@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple, get_args
+from typing import Final, NamedTuple, cast, get_args
 
 import msgspec
 
@@ -20,9 +20,12 @@ from idl.ids import JobId, QueueName, is_valid_name
 from idl.jobs import (
     FailureKind,
     Isolation,
+    JobInput,
     JobSpec,
     LimitName,
     Limits,
+    PayloadRef,
+    Profile,
     Resources,
     Retry,
     validate_spec,
@@ -31,6 +34,7 @@ from idl.units import format_bytes, parse_bytes, parse_cpu_millis, parse_ms
 
 DEFAULT_QUEUE: Final = QueueName("default")
 ALL_LIMITS: Final[tuple[LimitName, ...]] = get_args(LimitName)
+ALL_PROFILES: Final[tuple[Profile, ...]] = get_args(Profile)
 REQUIRED_DEFAULT: Final = Isolation().require
 ALL_FAILURES: Final[tuple[FailureKind, ...]] = get_args(FailureKind)
 
@@ -45,6 +49,8 @@ SCRIPT_INTERPRETERS: Final[Mapping[str, tuple[str, ...]]] = {
 """How each interpreter is told to read its program from stdin; arguments follow."""
 
 Quantity = str | int | float
+InputSource = bytes | str | Path | PayloadRef | JobInput
+"""What an input may be given as."""
 
 
 class Submission(NamedTuple):
@@ -65,7 +71,12 @@ class Job:
     Sizes: `"256Mi"`, bytes; `cpu`: `2`, `0.5` or `"500m"`; durations: `"30s"`, or seconds.
     `retries`: attempts after the first. `require`: what a node must enforce to get the job;
     `allow_unenforced` takes names out of it. `start_within`: dead-letter the job when no attempt
-    has started this long after it was accepted (0: wait for ever).
+    has started this long after it was accepted (0: wait for ever). `cpu_time`, `idle`: end the job
+    after so much CPU time, or so long without output and CPU time. `io_read`, `io_write`: bytes a
+    second. `log`: how much of stdout and stderr is kept.
+    `inputs`: files below `/work/in` before the start, by name: bytes, text, a `Path`, the claim
+    check of an earlier job's output (`OutputFile.ref`), or a `JobInput` (`writable=True`: below
+    `/work`). `outputs`: files below `/work` to keep: `report.txt`, `plots/`, `plots/*.png`.
     """
 
     command: Sequence[str] | str = ()
@@ -91,6 +102,19 @@ class Job:
     backoff: Quantity = "1s"
     backoff_factor: float = 2.0
     backoff_max: Quantity = "6m"
+    cpu_time: Quantity = 0
+    idle: Quantity = 0
+    swap: Quantity = 0
+    io_read: Quantity = 0
+    io_write: Quantity = 0
+    shm: Quantity = "64Mi"
+    log: Quantity = "1Mi"
+    open_files: int = 1024
+    tmp_inodes: int = 16_384
+    work_inodes: int = 16_384
+    inputs: Mapping[str, InputSource] = field(default_factory=dict)
+    outputs: Sequence[str] = ()
+    profile: str = "strict"
     network: str = "none"
     require: Sequence[LimitName] = REQUIRED_DEFAULT
     allow_unenforced: Sequence[LimitName] = ()
@@ -133,8 +157,11 @@ def shebang_command(script: bytes) -> tuple[str, ...]:
 def _read(source: bytes | str | Path, what: str) -> bytes:
     if isinstance(source, bytes):
         return source
-    if isinstance(source, str):
-        return source.encode()
+    return source.encode() if isinstance(source, str) else read_file(source, what)
+
+
+def read_file(source: Path, what: str) -> bytes:
+    """A file that travels with a job. Raises ConfigError: it cannot be read, or is too large."""
     try:
         size = source.stat().st_size
         if size > bound.PAYLOAD_BYTES_MAX:
@@ -171,6 +198,49 @@ def _command_and_payload(job: Job) -> tuple[tuple[str, ...], bytes | None]:
     return command, payload
 
 
+def _input(name: str, given: InputSource) -> JobInput:
+    if isinstance(given, JobInput):
+        return given
+    if isinstance(given, PayloadRef):
+        return JobInput(ref=given)
+    if not isinstance(given, bytes | str | Path):
+        raise ConfigError(f"input {name!r} is bytes, text, a Path, a PayloadRef or a JobInput")
+    data = _read(given, f"input {name!r}")
+    if len(data) > bound.PAYLOAD_BYTES_MAX:
+        raise ConfigError(_too_large(f"input {name!r}", len(data)))
+    return JobInput(data=data)
+
+
+def _limits(job: Job) -> Limits:
+    return Limits(
+        wall_ms=parse_ms(job.timeout),
+        grace_ms=parse_ms(job.grace),
+        pids_max=job.pids,
+        tmp_bytes=parse_bytes(job.tmp),
+        work_bytes=parse_bytes(job.work),
+        cpu_ms=parse_ms(job.cpu_time),
+        idle_ms=parse_ms(job.idle),
+        swap_bytes=parse_bytes(job.swap),
+        io_read_bytes_per_s=parse_bytes(job.io_read),
+        io_write_bytes_per_s=parse_bytes(job.io_write),
+        open_files_max=job.open_files,
+        tmp_inodes=job.tmp_inodes,
+        work_inodes=job.work_inodes,
+        shm_bytes=parse_bytes(job.shm),
+        output_bytes=parse_bytes(job.log),
+    )
+
+
+def _isolation(job: Job) -> Isolation:
+    _known((job.network,), ("none", "host"), "network")
+    _known((job.profile,), ALL_PROFILES, "profile")
+    return Isolation(
+        network="host" if job.network == "host" else "none",
+        require=required_limits(job),
+        profile=cast("Profile", job.profile),
+    )
+
+
 def _known(names: Sequence[str], known: Sequence[str], what: str) -> None:
     for name in names:
         if name not in known:
@@ -190,7 +260,6 @@ def required_limits(job: Job) -> tuple[LimitName, ...]:
 def _spec(job: Job) -> JobSpec:
     command, payload = _command_and_payload(job)
     _known(job.retry_on, ALL_FAILURES, "retry_on")
-    _known((job.network,), ("none", "host"), "network")
     if job.retries < 0:
         raise ConfigError(f"retries is {job.retries}; it is 0 or more")
     built = JobSpec(
@@ -204,13 +273,7 @@ def _spec(job: Job) -> JobSpec:
             memory_bytes=parse_bytes(job.memory),
             gpus=job.gpus,
         ),
-        limits=Limits(
-            wall_ms=parse_ms(job.timeout),
-            grace_ms=parse_ms(job.grace),
-            pids_max=job.pids,
-            tmp_bytes=parse_bytes(job.tmp),
-            work_bytes=parse_bytes(job.work),
-        ),
+        limits=_limits(job),
         retry=Retry(
             max_attempts=job.retries + 1,
             on=tuple(job.retry_on),
@@ -218,13 +281,13 @@ def _spec(job: Job) -> JobSpec:
             factor=job.backoff_factor,
             backoff_max_ms=parse_ms(job.backoff_max),
         ),
-        isolation=Isolation(
-            network="host" if job.network == "host" else "none", require=required_limits(job)
-        ),
+        isolation=_isolation(job),
         node_labels=dict(job.node_labels),
         priority=job.priority,
         start_within_ms=parse_ms(job.start_within),
         payload=payload,
+        inputs={name: _input(name, given) for name, given in job.inputs.items()},
+        outputs=tuple(job.outputs),
     )
     return _typed(built)
 

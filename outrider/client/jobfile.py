@@ -17,12 +17,13 @@ import yaml
 
 from idl.errors import ConfigError, InvalidRecordError
 from idl.ids import QueueName, is_valid_name
-from idl.jobs import JobSpec, validate_spec
-from outrider.client.job import DEFAULT_QUEUE, Job, Submission
+from idl.jobs import JobInput, JobSpec, validate_spec
+from outrider.client.job import DEFAULT_QUEUE, Job, Submission, read_file
 
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 """A job file is read whole; larger batches are better sent by a program (docs/submitting.md)."""
 
+_INPUT_KEYS: Final = frozenset({"file", "text", "data", "ref", "writable"})
 _WIRE_ONLY: Final = frozenset({"resources", "limits", "retry", "isolation", "payload_ref", "v"})
 _WIRE_KEYS: Final = frozenset(field.name for field in msgspec.structs.fields(JobSpec)) | {"queue"}
 _PATH_KEYS: Final = {"payload_file": "payload", "script_file": "script"}
@@ -110,6 +111,7 @@ def _job(job: dict[str, Any], where: str, folder: Path) -> Submission:
             values[target] = folder / str(values.pop(key))
     for key in ("env", "node_labels"):
         values[key] = _texts(values.get(key) or {}, f"{where}: {key}")
+    values["inputs"] = _inputs(values.get("inputs") or {}, where, folder)
     if isinstance(values.get("command"), list):
         values["command"] = [_text(word) for word in values["command"]]
     if "args" in values:
@@ -118,6 +120,32 @@ def _job(job: dict[str, Any], where: str, folder: Path) -> Submission:
         return Job(**values).submission()
     except (ConfigError, InvalidRecordError, TypeError, AttributeError) as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _inputs(mapping: Any, where: str, folder: Path) -> dict[str, JobInput]:
+    """`name: text`, or `name: {text | file | data (base64) | ref, writable}`."""
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{where}: inputs is a mapping of names to texts or {{file: …}}")
+    return {_text(name): _one_input(_text(name), given, where, folder)
+            for name, given in mapping.items()}  # fmt: skip
+
+
+def _one_input(name: str, given: Any, where: str, folder: Path) -> JobInput:
+    if not isinstance(given, dict):
+        return JobInput(data=_text(given).encode())
+    _check_keys(given, _INPUT_KEYS, f"{where}: input {name}")
+    rest = {key: value for key, value in given.items() if key not in ("file", "text")}
+    if len(given.keys() - {"writable"}) != 1:
+        raise ConfigError(f"{where}: input {name} needs one of file, text, data, ref")
+    try:
+        read = msgspec.convert(rest, JobInput)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: input {name}: {error}") from error
+    if "file" in given:
+        return msgspec.structs.replace(read, data=read_file(folder / str(given["file"]), name))
+    if "text" in given:
+        return msgspec.structs.replace(read, data=_text(given["text"]).encode())
+    return read
 
 
 def _text(value: object) -> str:

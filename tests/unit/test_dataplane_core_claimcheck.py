@@ -7,14 +7,16 @@ import pytest
 
 from dataplane.core.claimcheck import (
     PayloadCorruptError,
+    large_inputs,
     location_of,
     needs_claim_check,
     reference,
     verify,
+    with_references,
 )
 from idl.errors import InvalidRecordError
-from idl.jobs import JobSpec, SourceRef
-from idl.limits import PAYLOAD_BYTES_MAX, PAYLOAD_INLINE_BYTES_MAX
+from idl.jobs import JobInput, JobSpec, PayloadRef, SourceRef
+from idl.limits import INPUTS_INLINE_BYTES_MAX, PAYLOAD_BYTES_MAX, PAYLOAD_INLINE_BYTES_MAX
 
 SOURCE = SourceRef(topic="queue.q", partition=1, offset=7)
 SPEC = JobSpec(command=("true",))
@@ -56,3 +58,17 @@ def test_empty_payload_is_a_payload() -> None:
     found = location_of(msgspec.structs.replace(SPEC, payload=b""), SOURCE, "payloads")
     assert found is not None and found.size_bytes == 0
     verify(b"", found)
+
+
+def test_the_largest_inputs_go_by_claim_check_and_the_rest_stay() -> None:
+    sizes = {"a": 1000, "b": INPUTS_INLINE_BYTES_MAX - 1000, "c": 1, "d": 5000}
+    inputs = {name: JobInput(data=name.encode() * size) for name, size in sizes.items()}
+    spec = JobSpec(command=("x",), inputs=inputs)
+    large = large_inputs(spec)
+    assert [data[:1] for data in large] == [b"b"]
+    ref = PayloadRef(partition=0, offset=7, size_bytes=len(large[0]), sha256="s")
+    checked = with_references(spec, {hashlib.sha256(large[0]).digest(): ref})
+    assert checked.inputs["b"] == JobInput(ref=ref)
+    assert checked.inputs["a"] == inputs["a"]
+    assert large_inputs(checked) == []
+    assert large_inputs(JobSpec(command=("x",))) == []

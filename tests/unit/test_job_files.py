@@ -6,6 +6,7 @@ import pytest
 
 from idl.codec import decode_spec, encode_json
 from idl.errors import ConfigError
+from idl.jobs import network_of, required_limits
 from outrider.client.jobfile import parse_jobs, read_job_file
 
 
@@ -124,3 +125,57 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not UTF-8"):
         read_job_file(binary)
+
+
+def test_inputs_and_outputs_and_limits_of_the_short_form(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_bytes(b"1,2\n")
+    (tmp_path / "jobs.yaml").write_text(
+        """
+command: [sort]
+inputs:
+  note.txt: hello
+  number: 7
+  data/a.csv: {file: data.csv}
+  own.cfg: {text: "x", writable: true}
+outputs: [report.txt, plots/]
+cpu_time: 10s
+idle: 1m
+io_read: 10Mi
+log: 2Mi
+profile: network
+"""
+    )
+    (found,) = read_job_file(tmp_path / "jobs.yaml")
+    spec = found.spec
+    assert {name: given.data for name, given in spec.inputs.items()} == {
+        "note.txt": b"hello", "number": b"7", "data/a.csv": b"1,2\n", "own.cfg": b"x",
+    }  # fmt: skip
+    assert [name for name, given in spec.inputs.items() if given.writable] == ["own.cfg"]
+    assert spec.outputs == ("report.txt", "plots/")
+    limits = spec.limits
+    assert (limits.cpu_ms, limits.idle_ms) == (10_000, 60_000)
+    assert (limits.io_read_bytes_per_s, limits.output_bytes) == (10 << 20, 2 << 20)
+    assert network_of(spec) == "host"
+    assert {"cpu_time", "io"} <= set(required_limits(spec))
+    assert "network" not in required_limits(spec)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("inputs: [a]", "mapping"),
+        ("inputs: {a: {file: x, text: y}}", "one of"),
+        ("inputs: {a: {writable: true}}", "one of"),
+        ("inputs: {a: {fil: x}}", "file"),
+        ("inputs: {a: {file: no-such-file}}", "no-such-file"),
+        ("inputs: {../a: x}", "relative path"),
+        ("outputs: [/etc/passwd]", "below /work"),
+        ("outputs: [a/../../b]", "below /work"),
+        ("idle: -1", "duration"),
+        ("open_files: 1", "open_files"),
+        ("profile: loose", "profile"),
+    ],
+)
+def test_a_wrong_input_or_limit_is_told(text: str, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        parse_jobs(f"command: [x]\n{text}\n", "f")
