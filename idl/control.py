@@ -10,6 +10,7 @@ import msgspec
 from idl.jobs import JobSpec, LimitName, PayloadLocation
 from idl.ledger import Capacity
 from idl.members import CoordinatorPeer
+from idl.topology import GpuShare, Topology
 
 
 class _Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -73,7 +74,7 @@ class Beacon(_Body, frozen=True, kw_only=True, omit_defaults=True):
 
 class AssignIntent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="assign",
                    omit_defaults=True):  # fmt: skip
-    """Run this attempt. `cpus`, `mems`: CPUs and NUMA memory nodes it is bound to (empty: all)."""
+    """Run this attempt. Devices and CPUs as `idl.ledger.Assigned` has them."""
 
     job: str
     attempt: int
@@ -81,6 +82,8 @@ class AssignIntent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag
     spec: JobSpec
     payload: PayloadLocation | None = None
     gpus: tuple[int, ...] = ()
+    mig: tuple[str, ...] = ()
+    share: GpuShare | None = None
     cpus: tuple[int, ...] = ()
     mems: tuple[int, ...] = ()
 
@@ -148,28 +151,11 @@ class AttemptStatus(_Body, frozen=True, kw_only=True, omit_defaults=True):
     members_version: int = 0
 
 
-class GpuReport(_Body, frozen=True, kw_only=True, omit_defaults=True):
-    """One GPU as NVML names it (attributes as in Kubernetes DRA)."""
-
-    index: int
-    uuid: str
-    product_name: str
-    memory_bytes: int
-    numa_node: int = -1
-    pcie_bus_id: str = ""
-
-
-class NumaReport(_Body, frozen=True, kw_only=True, omit_defaults=True):
-    """One NUMA node; `distances` are SLIT units, 10 = local."""
-
-    id: int
-    cpus: str
-    memory_bytes: int
-    distances: tuple[int, ...] = ()
-
-
 class NodeReport(_Body, frozen=True, kw_only=True, omit_defaults=True):
-    """Agent → coordinators: what the node has, and what it can and cannot enforce."""
+    """Agent → coordinators: what the node has, and what it can and cannot enforce.
+
+    `simulated`: GPUs and domains are those of a described machine, not of this one.
+    """
 
     pool: str
     node: str
@@ -179,10 +165,7 @@ class NodeReport(_Body, frozen=True, kw_only=True, omit_defaults=True):
     missing: dict[str, str] = {}
     sandbox: str = ""
     labels: dict[str, str] = {}
-    numa: tuple[NumaReport, ...] = ()
-    gpus: tuple[GpuReport, ...] = ()
-    nvlinks: tuple[tuple[int, ...], ...] = ()
-    gpu_note: str = ""
+    topology: Topology = Topology()
     draining: bool = False
     simulated: bool = False
 

@@ -26,11 +26,36 @@ FailureKind = Literal["failed", "signalled", "timed_out", "out_of_memory", "plat
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the scheduler reserves and the sandbox enforces."""
+    """What the scheduler reserves and the sandbox enforces.
+
+    `gpus`: whole GPUs, or MIG instances of `gpu_profile` (`1g.5gb`). Instead of whole ones, a part
+    of one: `gpu_share_millis` of its time, `gpu_share_memory_bytes` of its memory, either alone.
+    `gpu_model`: part of the product name, any case. `gpu_links`: `nvlink` wants them linked.
+    `cpu_pinning`: `cores` gives whole cores to this job alone. `numa`: `single` takes CPUs, memory
+    and GPUs from one domain. What of this is enforced and what is accounting: docs/topology.md.
+    """
 
     cpu_millis: int = 1000
     memory_bytes: int = 256 * MIB
     gpus: int = 0
+    gpu_model: str = ""
+    gpu_memory_bytes_min: int = 0
+    gpu_profile: str = ""
+    gpu_links: Literal["any", "nvlink"] = "any"
+    gpu_share_millis: int = 0
+    gpu_share_memory_bytes: int = 0
+    cpu_pinning: Literal["shared", "cores"] = "shared"
+    numa: Literal["any", "single"] = "any"
+
+    @property
+    def any_gpu(self) -> bool:
+        """Asks for GPUs: whole, in MIG parts, or a share of one."""
+        return bool(self.gpus or self.gpu_share_millis or self.gpu_share_memory_bytes)
+
+    @property
+    def placed_by_cpu(self) -> bool:
+        """Asks to be bound to some of the node's CPUs."""
+        return self.cpu_pinning == "cores" or self.numa == "single"
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -217,6 +242,7 @@ def _check_numbers(spec: JobSpec) -> None:
         bound.MEMORY_BYTES_MAX,
     )
     _check_range("resources.gpus", spec.resources.gpus, 0, bound.GPUS_MAX)
+    _check_devices(spec.resources)
     for name, (low, high) in LIMIT_BOUNDS.items():
         _check_range(f"limits.{name}", getattr(spec.limits, name), low, high)
     _check_range("retry.max_attempts", spec.retry.max_attempts, 1, bound.ATTEMPTS_MAX)
@@ -277,7 +303,10 @@ def required_limits(spec: JobSpec) -> tuple[LimitName, ...]:
         unused.add("cpu_time")
     if not (limits.io_read_bytes_per_s or limits.io_write_bytes_per_s):
         unused.add("io")
-    return tuple(name for name in spec.isolation.require if name not in unused)
+    wanted = [name for name in spec.isolation.require if name not in unused]
+    if spec.resources.placed_by_cpu and "cpuset" not in wanted:
+        wanted.append("cpuset")
+    return tuple(wanted)
 
 
 def network_of(spec: JobSpec) -> Literal["none", "host"]:
@@ -287,7 +316,39 @@ def network_of(spec: JobSpec) -> Literal["none", "host"]:
 
 def profile_of(spec: JobSpec) -> Profile:
     """The preset that applies: GPUs need theirs."""
-    return "gpu" if spec.resources.gpus else spec.isolation.profile
+    return "gpu" if spec.resources.any_gpu else spec.isolation.profile
+
+
+def _check_devices(asked: Resources) -> None:
+    _check_range("resources.gpu_memory_bytes_min", asked.gpu_memory_bytes_min, 0,
+                 bound.MEMORY_BYTES_MAX)  # fmt: skip
+    _check_range("resources.gpu_share_millis", asked.gpu_share_millis, 0, 1000)
+    _check_range("resources.gpu_share_memory_bytes", asked.gpu_share_memory_bytes, 0,
+                 bound.MEMORY_BYTES_MAX)  # fmt: skip
+    for field, text in (("gpu_model", asked.gpu_model), ("gpu_profile", asked.gpu_profile)):
+        _require(
+            len(text) <= bound.GPU_NAME_CHARS_MAX and text.isprintable(),
+            f"resources.{field} is too long or not printable",
+        )
+    shared = asked.gpu_share_millis or asked.gpu_share_memory_bytes
+    _require(
+        not (shared and asked.gpus),
+        "resources asks for whole gpus and for a gpu_share; a share is a part of one GPU, ask for "
+        "one or the other",
+    )
+    _require(
+        not asked.gpu_profile or asked.gpus > 0,
+        "resources.gpu_profile without gpus; gpus says how many such MIG instances",
+    )
+    _require(
+        not asked.gpu_profile or asked.gpu_links == "any",
+        "resources.gpu_links with gpu_profile; MIG instances have no NVLinks",
+    )
+    _require(
+        asked.cpu_pinning == "shared" or asked.cpu_millis % 1000 == 0,
+        f"resources.cpu_millis is {asked.cpu_millis}; with cpu_pinning it counts whole CPUs, "
+        "a multiple of 1000",
+    )
 
 
 def validate_spec(spec: JobSpec) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from idl.jobs import JobSpec, LimitName, PayloadLocation, SourceRef
 from idl.members import CoordinatorPeer
 from idl.records import Command, Outcome
+from idl.topology import GpuShare, Topology
 
 LEDGER_VERSION: Final = 1
 
@@ -18,7 +19,8 @@ PendingCode = Literal["NoMatchingNode", "NoNodes", "BackingOff"]
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a node offers to jobs; `gpus` are indices known to the node's report."""
+    """What a node offers to jobs; `gpus` are indices known to the node's topology: healthy ones,
+    whole or in MIG parts."""
 
     cpu_millis: int
     memory_bytes: int
@@ -65,6 +67,8 @@ class NodeSeen(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="no
     enforces: tuple[LimitName, ...]
     labels: dict[str, str] = {}
     draining: bool = False
+    topology: Topology = Topology()
+    simulated: bool = False
 
 
 class NodeLost(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="node_lost"):
@@ -76,13 +80,22 @@ class NodeLost(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="no
 
 
 class Assigned(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="assigned"):
-    """A job's next attempt was placed. `gpus` are the device indices reserved on that node."""
+    """A job's next attempt was placed.
+
+    Reserved on that node: `gpus` (whole, by index), `mig` (instances, by UUID), `share` (of one
+    GPU), `cpus` (whole cores for this attempt alone), `mems` (the NUMA domain that its CPUs and
+    memory are from). Empty: none, any.
+    """
 
     job: str
     attempt: int
     node: str
     incarnation: int
     gpus: tuple[int, ...] = ()
+    mig: tuple[str, ...] = ()
+    share: GpuShare | None = None
+    cpus: tuple[int, ...] = ()
+    mems: tuple[int, ...] = ()
 
 
 class Started(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="started"):

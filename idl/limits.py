@@ -73,6 +73,7 @@ MEMORY_BYTES_MIN: Final = 8 * MIB
 CPU_MILLIS_MAX: Final = 1_000_000
 MEMORY_BYTES_MAX: Final = 64 * 1024 * GIB
 GPUS_MAX: Final = 1024
+GPU_NAME_CHARS_MAX: Final = 96
 WALL_MS_MAX: Final = 30 * 86_400_000
 PRIORITY_MAX: Final = 1_000_000
 """Sanity bounds of a spec: beyond any machine of today, so what exceeds them is a typing error."""

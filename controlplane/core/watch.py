@@ -62,7 +62,7 @@ def _offer_of(report: NodeReport) -> NodeSeen:
     return NodeSeen(
         node=report.node, incarnation=report.incarnation, capacity=capacity,
         enforces=tuple(sorted(set(report.enforces))), labels=report.labels,
-        draining=report.draining,
+        draining=report.draining, topology=report.topology, simulated=report.simulated,
     )  # fmt: skip
 
 
@@ -74,6 +74,8 @@ def _says_nothing_new(node: Node, seen: NodeSeen) -> bool:
         and node.enforces == frozenset(seen.enforces)
         and node.labels == seen.labels
         and node.drain_reported == seen.draining
+        and node.topology == seen.topology
+        and node.simulated == seen.simulated
     )
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from idl.topology import parse_cpu_list
+
 # A v1 memory limit at or above this is "no limit" (PAGE_COUNTER_MAX in bytes, page-rounded).
 _NO_LIMIT_BYTES = 1 << 62
 
@@ -21,28 +23,6 @@ class Core(msgspec.Struct, frozen=True):
     package: int
     core: int
     cpus: tuple[int, ...]
-
-
-def parse_cpu_list(text: str) -> tuple[int, ...]:
-    """``0-3,8,10-11`` as the kernel writes it; strides (``0-10:2/4``) are not used by sysfs."""
-    cpus: set[int] = set()
-    for part in text.strip().split(","):
-        if not part:
-            continue
-        first, _, last = part.partition("-")
-        cpus.update(range(int(first), int(last or first) + 1))
-    return tuple(sorted(cpus))
-
-
-def format_cpu_list(cpus: Iterable[int]) -> str:
-    """The inverse: shortest form, as cpuset files take it."""
-    runs: list[list[int]] = []
-    for cpu in sorted(set(cpus)):
-        if runs and cpu == runs[-1][1] + 1:
-            runs[-1][1] = cpu
-        else:
-            runs.append([cpu, cpu])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def read_text(path: Path) -> str:

@@ -1,6 +1,5 @@
-"""GPUs and the NVLinks between them, as the driver's NVML reports them.
+"""GPUs, their MIG parts, and the links between them, as NVML reports them.
 
-NVML is reached through a small protocol, so that tests drive the same code with recorded machines.
 A machine without a driver has no GPUs and a one-line reason; one broken query loses one field.
 """
 
@@ -8,59 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
+from idl.topology import GpuInfo, Matrix, MigInstance, format_cpu_list
+from node_agent.topology.nvml import MigFacts, Nvml, NvmlUnavailable
+
 _T = TypeVar("_T")
-# Links per GPU: 6 on V100, 12 on A100, 18 on H100 and B200 (NVML_NVLINK_MAX_LINKS).
-NVLINKS_MAX = 18
+NVLINKS_MAX: Final = 18
+"""Links per GPU: 6 on V100, 12 on A100, 18 on H100 and B200 (NVML_NVLINK_MAX_LINKS)."""
 _REMOTE_GPU, _REMOTE_SWITCH = 0, 2  # nvmlIntNvLinkDeviceType_t
-
-
-class Gpu(msgspec.Struct, frozen=True, kw_only=True):
-    """One GPU; names as Kubernetes DRA publishes them."""
-
-    index: int
-    uuid: str
-    product_name: str
-    memory_bytes: int
-    numa_node: int | None
-    pcie_bus_id: str
-    driver_version: str
-    cuda_compute_capability: str
-    minor: int | None
+_MIG_WORD: Final = "MIG "
+"""A MIG device's name is its GPU's name, this, and its profile."""
 
 
 class GpuReport(msgspec.Struct, frozen=True):
-    """GPUs of the node; ``nvlinks[i][j]`` counts links between two, ``reason`` says why none."""
+    """GPUs of the node, links and PCIe levels between them; `reason` says why there are none."""
 
-    gpus: tuple[Gpu, ...] = ()
-    nvlinks: tuple[tuple[int, ...], ...] = ()
+    gpus: tuple[GpuInfo, ...] = ()
+    nvlinks: Matrix = ()
+    pcie: Matrix = ()
+    driver_version: str = ""
     reason: str = ""
-
-
-class Nvml(Protocol):
-    """What we ask of the driver. Handles are opaque. Any method may raise NvmlUnavailable."""
-
-    def driver_version(self) -> str: ...
-    def count(self) -> int: ...
-    def handle(self, index: int) -> Any: ...
-    def uuid(self, handle: Any) -> str: ...
-    def name(self, handle: Any) -> str: ...
-    def memory_bytes(self, handle: Any) -> int: ...
-    def pci_bus_id(self, handle: Any) -> str: ...
-    def numa_node(self, handle: Any) -> int: ...
-    def minor(self, handle: Any) -> int: ...
-    def compute_capability(self, handle: Any) -> tuple[int, int]: ...
-    def link_active(self, handle: Any, link: int) -> bool: ...
-    def link_remote_type(self, handle: Any, link: int) -> int: ...
-    def link_remote_bus_id(self, handle: Any, link: int) -> str: ...
-    def close(self) -> None: ...
-
-
-class NvmlUnavailable(Exception):  # noqa: N818 - it reads as what it says in `except`
-    """The driver does not answer this; the message is one line."""
 
 
 def read_gpus(connect: Callable[[], Nvml]) -> GpuReport:
@@ -70,38 +39,70 @@ def read_gpus(connect: Callable[[], Nvml]) -> GpuReport:
     except NvmlUnavailable as error:
         return GpuReport(reason=str(error))
     try:
-        handles = [nvml.handle(index) for index in range(nvml.count())]
-        version = nvml.driver_version()
-        gpus = tuple(_gpu(nvml, index, handle, version) for index, handle in enumerate(handles))
-        return GpuReport(gpus=gpus, nvlinks=_nvlinks(nvml, handles, gpus))
+        found = [_gpu(nvml, index) for index in range(nvml.count())]
+        handles = [handle for _, handle in found]
+        gpus = tuple(gpu for gpu, _ in found)
+        return GpuReport(
+            gpus=gpus,
+            nvlinks=_nvlinks(nvml, handles, gpus),
+            pcie=_pcie(nvml, handles),
+            driver_version=answer(nvml.driver_version, ""),
+        )
     except NvmlUnavailable as error:
         return GpuReport(reason=str(error))
     finally:
         nvml.close()
 
 
-def _gpu(nvml: Nvml, index: int, handle: Any, driver_version: str) -> Gpu:
-    major, minor = _or(lambda: nvml.compute_capability(handle), (0, 0))
-    numa_node = _or(lambda: nvml.numa_node(handle), -1)
-    device_minor = _or(lambda: nvml.minor(handle), -1)
-    return Gpu(
-        index=index,
-        uuid=nvml.uuid(handle),
-        product_name=_or(lambda: nvml.name(handle), ""),
-        memory_bytes=_or(lambda: nvml.memory_bytes(handle), 0),
-        numa_node=numa_node if numa_node >= 0 else None,
-        pcie_bus_id=normal_bus_id(_or(lambda: nvml.pci_bus_id(handle), "")),
-        driver_version=driver_version,
-        cuda_compute_capability=f"{major}.{minor}" if major else "",
-        minor=device_minor if device_minor >= 0 else None,
-    )
-
-
-def _or(query: Callable[[], _T], otherwise: _T) -> _T:
+def answer(query: Callable[[], _T], otherwise: _T) -> _T:
+    """What the driver answers, or `otherwise`: it does not know every question everywhere."""
     try:
         return query()
     except NvmlUnavailable:
-        return otherwise  # e.g. unified-memory machines report no memory size
+        return otherwise  # e.g. machines of one memory report no memory size
+
+
+def _gpu(nvml: Nvml, index: int) -> tuple[GpuInfo, Any]:
+    """One GPU; where the driver has lost it, a place holder that says so."""
+    try:
+        handle = nvml.handle(index)
+        uuid = nvml.uuid(handle)
+    except NvmlUnavailable as error:
+        return GpuInfo(index=index, uuid=f"unknown-{index}", unhealthy=str(error)), None
+    mig_mode = answer(partial(nvml.mig_mode, handle), False)
+    facts = answer(partial(nvml.mig_devices, handle), []) if mig_mode else []
+    return GpuInfo(
+        index=index,
+        uuid=uuid,
+        product_name=answer(partial(nvml.name, handle), ""),
+        architecture=answer(partial(nvml.architecture, handle), ""),
+        cuda_compute_capability=answer(partial(nvml.compute_capability, handle), ""),
+        memory_bytes=answer(partial(nvml.memory_bytes, handle), 0),
+        numa_node=answer(partial(nvml.numa_node, handle), -1),
+        pcie_bus_id=normal_bus_id(answer(partial(nvml.pci_bus_id, handle), "")),
+        minor=answer(partial(nvml.minor, handle), -1),
+        cpus=format_cpu_list(answer(partial(nvml.cpu_affinity, handle), ())),
+        mig_mode=mig_mode,
+        mig=tuple(_mig(uuid, one) for one in facts),
+        compute_mode=answer(partial(nvml.compute_mode, handle), ""),
+        persistence=answer(partial(nvml.persistence, handle), False),
+        ecc=answer(partial(nvml.ecc, handle), False),
+    ), handle
+
+
+def _mig(parent: str, facts: MigFacts) -> MigInstance:
+    _, _, profile = facts.name.rpartition(_MIG_WORD)
+    return MigInstance(
+        uuid=facts.uuid,
+        parent_uuid=parent,
+        profile=profile.strip(),
+        memory_bytes=facts.memory_bytes,
+        start=facts.start,
+        size=facts.size,
+        compute_slices=facts.compute_slices,
+        gpu_instance=facts.gpu_instance,
+        compute_instance=facts.compute_instance,
+    )
 
 
 def normal_bus_id(bus_id: str) -> str:
@@ -112,7 +113,21 @@ def normal_bus_id(bus_id: str) -> str:
     return f"{int(domain, 16):04x}:{rest}"
 
 
-def _nvlinks(nvml: Nvml, handles: list[Any], gpus: tuple[Gpu, ...]) -> tuple[tuple[int, ...], ...]:
+def _pcie(nvml: Nvml, handles: list[Any]) -> Matrix:
+    """Levels between GPUs; () where the driver does not tell (then sysfs does)."""
+    levels = [
+        [
+            0 if one is other else answer(partial(nvml.common_ancestor, one, other), -1)
+            for other in handles
+        ]
+        for one in handles
+    ]
+    if any(level < 0 for row in levels for level in row):
+        return ()
+    return tuple(tuple(row) for row in levels)
+
+
+def _nvlinks(nvml: Nvml, handles: list[Any], gpus: tuple[GpuInfo, ...]) -> Matrix:
     """Links per pair. Behind NVSwitch every link ends in a switch, through which any two GPUs talk
     with as many links as both have; a direct link counts for its own pair only.
     """
@@ -121,14 +136,16 @@ def _nvlinks(nvml: Nvml, handles: list[Any], gpus: tuple[Gpu, ...]) -> tuple[tup
     direct = [[0] * size for _ in range(size)]
     switched = [0] * size
     for index, handle in enumerate(handles):
+        if handle is None:
+            continue
         for link in range(NVLINKS_MAX):
-            if not _or(partial(nvml.link_active, handle, link), False):
+            if not answer(partial(nvml.link_active, handle, link), False):
                 continue
-            kind = _or(partial(nvml.link_remote_type, handle, link), _REMOTE_GPU)
+            kind = answer(partial(nvml.link_remote_type, handle, link), _REMOTE_GPU)
             if kind == _REMOTE_SWITCH:
                 switched[index] += 1
                 continue
-            remote = _or(partial(nvml.link_remote_bus_id, handle, link), "")
+            remote = answer(partial(nvml.link_remote_bus_id, handle, link), "")
             other = by_bus.get(normal_bus_id(remote))
             if other is not None and other != index:
                 direct[index][other] += 1
@@ -138,72 +155,3 @@ def _nvlinks(nvml: Nvml, handles: list[Any], gpus: tuple[Gpu, ...]) -> tuple[tup
                 direct[a][b] += min(switched[a], switched[b])
     # Each side reports its own end; should one side fail to, the other's word holds.
     return tuple(tuple(max(direct[a][b], direct[b][a]) for b in range(size)) for a in range(size))
-
-
-class PynvmlAdapter:
-    """The real thing: the ``pynvml`` module (package nvidia-ml-py)."""
-
-    def __init__(self, module: Any) -> None:
-        self._nvml = module
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        try:
-            return getattr(self._nvml, name)(*arguments)
-        except self._nvml.NVMLError as error:
-            raise NvmlUnavailable(f"{name}: {error}") from error
-        except AttributeError as error:  # an older binding or driver lacks the function
-            raise NvmlUnavailable(f"{name}: {error}") from error
-
-    def driver_version(self) -> str:
-        return str(self._call("nvmlSystemGetDriverVersion"))
-
-    def count(self) -> int:
-        return int(self._call("nvmlDeviceGetCount"))
-
-    def handle(self, index: int) -> Any:
-        return self._call("nvmlDeviceGetHandleByIndex", index)
-
-    def uuid(self, handle: Any) -> str:
-        return str(self._call("nvmlDeviceGetUUID", handle))
-
-    def name(self, handle: Any) -> str:
-        return str(self._call("nvmlDeviceGetName", handle))
-
-    def memory_bytes(self, handle: Any) -> int:
-        return int(self._call("nvmlDeviceGetMemoryInfo", handle).total)
-
-    def pci_bus_id(self, handle: Any) -> str:
-        return str(self._call("nvmlDeviceGetPciInfo", handle).busId)
-
-    def numa_node(self, handle: Any) -> int:
-        return int(self._call("nvmlDeviceGetNumaNodeId", handle))
-
-    def minor(self, handle: Any) -> int:
-        return int(self._call("nvmlDeviceGetMinorNumber", handle))
-
-    def compute_capability(self, handle: Any) -> tuple[int, int]:
-        major, minor = self._call("nvmlDeviceGetCudaComputeCapability", handle)
-        return int(major), int(minor)
-
-    def link_active(self, handle: Any, link: int) -> bool:
-        return bool(self._call("nvmlDeviceGetNvLinkState", handle, link))
-
-    def link_remote_type(self, handle: Any, link: int) -> int:
-        return int(self._call("nvmlDeviceGetNvLinkRemoteDeviceType", handle, link))
-
-    def link_remote_bus_id(self, handle: Any, link: int) -> str:
-        return str(self._call("nvmlDeviceGetNvLinkRemotePciInfo", handle, link).busId)
-
-    def close(self) -> None:
-        self._call("nvmlShutdown")
-
-
-def connect_nvml() -> Nvml:
-    """Load and initialise the driver's library."""
-    try:
-        import pynvml
-    except ImportError as error:
-        raise NvmlUnavailable(f"no NVML binding: {error}") from error
-    adapter = PynvmlAdapter(pynvml)
-    adapter._call("nvmlInit")
-    return adapter

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from idl.topology import GpuInfo, Matrix, NumaInfo, Topology, format_cpu_list, parse_cpu_list
+from node_agent.topology.cache import caches
 from node_agent.topology.cpu import (
     Core,
     cores,
@@ -16,8 +18,10 @@ from node_agent.topology.cpu import (
     online_cpus,
     read_text,
 )
-from node_agent.topology.gpu import Gpu, GpuReport, Nvml, connect_nvml, read_gpus
+from node_agent.topology.gpu import GpuReport, read_gpus
 from node_agent.topology.numa import NumaDomain, numa_domains
+from node_agent.topology.nvml import Nvml, connect_nvml
+from node_agent.topology.pcie import PciPlace, level, nics, place_of
 
 _MEMORY_LIMIT_FILES = ("memory.max", "memory.limit_in_bytes")
 
@@ -35,9 +39,23 @@ class NodeTopology(msgspec.Struct, frozen=True, kw_only=True):
     numa: tuple[NumaDomain, ...]
     memory_total_bytes: int
     memory_bytes: int
-    gpus: tuple[Gpu, ...] = ()
-    nvlinks: tuple[tuple[int, ...], ...] = ()
-    gpus_reason: str = ""
+    parts: Topology
+    """The same as it is reported: domains with their cores, caches, GPUs, links, adapters."""
+
+    @property
+    def gpus(self) -> tuple[GpuInfo, ...]:
+        """GPUs, in NVML's order."""
+        return self.parts.gpus
+
+    @property
+    def nvlinks(self) -> Matrix:
+        """Links between them."""
+        return self.parts.nvlinks
+
+    @property
+    def gpus_reason(self) -> str:
+        """Why there are none."""
+        return self.parts.gpu_note
 
 
 def read_topology(
@@ -54,17 +72,40 @@ def read_topology(
     total = meminfo_bytes(read_text(proc / "meminfo"))
     limit = memory_limit_bytes(_limit_texts(sysfs, proc))
     memory = total if limit is None else min(total, limit) if total else limit
+    found = cores(sysfs, cpus)
+    domains = numa_domains(sysfs, cpus, memory)
     report = read_gpus(connect)
+    places = _places(report, sysfs)
     return NodeTopology(
         cpus_total=len(online),
         cpus=cpus,
-        cores=cores(sysfs, cpus),
-        numa=numa_domains(sysfs, cpus, memory),
+        cores=found,
+        numa=domains,
         memory_total_bytes=total,
         memory_bytes=memory,
-        gpus=_with_numa(report, sysfs),
-        nvlinks=report.nvlinks,
-        gpus_reason=report.reason,
+        parts=Topology(
+            numa=tuple(_numa(domain, found) for domain in domains),
+            caches=caches(sysfs, found),
+            gpus=_with_numa(report, places, domains),
+            nvlinks=report.nvlinks,
+            pcie=report.pcie or _levels(places),
+            nics=nics(sysfs, places),
+            driver_version=report.driver_version,
+            gpu_note=report.reason,
+        ),
+    )
+
+
+def _numa(domain: NumaDomain, found: tuple[Core, ...]) -> NumaInfo:
+    own = [core for core in found if set(core.cpus) & set(domain.cpus)]
+    packages = {core.package for core in own}
+    return NumaInfo(
+        id=domain.id,
+        cpus=format_cpu_list(domain.cpus),
+        memory_bytes=domain.memory_bytes,
+        distances=domain.distances,
+        cores=tuple(core.cpus for core in own),
+        package=packages.pop() if len(packages) == 1 else -1,
     )
 
 
@@ -83,11 +124,36 @@ def _limit_texts(sysfs: Path, proc: Path) -> list[str]:
     return texts
 
 
-def _with_numa(report: GpuReport, sysfs: Path) -> tuple[Gpu, ...]:
-    """Older drivers have no NUMA query; the PCI device's own sysfs entry knows."""
+def _places(report: GpuReport, sysfs: Path) -> tuple[PciPlace, ...]:
+    root = sysfs / "bus/pci/devices"
+    return tuple(
+        place_of(root / gpu.pcie_bus_id) if gpu.pcie_bus_id else PciPlace((), -1)
+        for gpu in report.gpus
+    )
+
+
+def _levels(places: tuple[PciPlace, ...]) -> Matrix:
+    """PCIe levels by the paths in sysfs, where the driver does not tell."""
+    return tuple(
+        tuple(0 if i == j else level(one, other) for j, other in enumerate(places))
+        for i, one in enumerate(places)
+    )
+
+
+def _with_numa(
+    report: GpuReport, places: tuple[PciPlace, ...], domains: tuple[NumaDomain, ...]
+) -> tuple[GpuInfo, ...]:
+    """The domain whose CPUs are near: by sysfs, by the driver's CPU affinity, by its NUMA query.
+
+    The last comes last: on machines of coherent memory it names the GPU's own memory, a domain
+    without CPUs.
+    """
+    with_cpus = {domain.id for domain in domains if domain.cpus}
     completed = []
-    for gpu in report.gpus:
-        text = read_text(sysfs / f"bus/pci/devices/{gpu.pcie_bus_id}/numa_node").strip()
-        known = gpu.numa_node is not None or not text.isdigit()
-        completed.append(gpu if known else msgspec.structs.replace(gpu, numa_node=int(text)))
+    for gpu, place in zip(report.gpus, places, strict=True):
+        near = set(parse_cpu_list(gpu.cpus))
+        by_affinity = [domain.id for domain in domains if near & set(domain.cpus)]
+        found = [place.numa_node, *by_affinity[:1], gpu.numa_node]
+        node = next((number for number in found if number in with_cpus), -1)
+        completed.append(msgspec.structs.replace(gpu, numa_node=node))
     return tuple(completed)

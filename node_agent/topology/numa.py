@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from node_agent.topology.cpu import meminfo_bytes, parse_cpu_list, read_text
+from idl.topology import parse_cpu_list
+from node_agent.topology.cpu import meminfo_bytes, read_text
 
 # ACPI SLIT: distance of a domain to itself.
 _DISTANCE_LOCAL = 10

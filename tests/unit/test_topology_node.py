@@ -8,13 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node_agent.topology.cpu import (
-    Core,
-    format_cpu_list,
-    meminfo_bytes,
-    memory_limit_bytes,
-    parse_cpu_list,
-)
+from idl.topology import format_cpu_list, parse_cpu_list
+from node_agent.topology.cpu import Core, meminfo_bytes, memory_limit_bytes
 from node_agent.topology.gpu import Nvml, NvmlUnavailable
 from node_agent.topology.node import NodeTopology, read_topology
 
