@@ -51,6 +51,7 @@ from node_agent.core.attempts import (
     RunAttempt,
     SendStatus,
 )
+from node_agent.core.gpus import GpuDevices
 from node_agent.core.journal import Accepted, Forgotten, Origin, Record, TermSeen
 from node_agent.core.recovery import (
     AdoptAttempt,
@@ -63,11 +64,12 @@ from node_agent.core.recovery import (
 from node_agent.journal import Journal
 from node_agent.keeper import LauncherKeeper
 from node_agent.metrics import Metrics
-from node_agent.report import Offer, build_report, gpu_devices
+from node_agent.report import Offer, build_report, gpu_devices, offered, with_devices
 from node_agent.runner import AttemptRunner, RunnerPorts
 from node_agent.sandbox.plan import SandboxUnavailable
 from node_agent.sandbox.settings import ORPHAN_GRACE_S, SandboxSettings, interpreter_paths
 from node_agent.state import StateDir, boot_id, state_path
+from node_agent.topology.described import load_profile, read_described
 from node_agent.topology.node import NodeTopology, read_topology
 
 STOP_GRACE_S: Final = 5.0
@@ -102,11 +104,12 @@ class Agent:
         topology: NodeTopology,
         readiness: Readiness,
         kept: Kept,
+        devices: GpuDevices,
     ) -> None:
         self._settings = settings
         self._kept = kept
         self._keeper, self._journal = kept.keeper, kept.journal
-        self._gpus = gpu_devices(topology)
+        self._gpus = devices
         self._readiness = readiness
         incarnation = kept.journal.incarnation
         self._report = build_report(
@@ -116,6 +119,7 @@ class Agent:
             offer,
             self._keeper.current.enforcement,
             topology,
+            with_devices(offered(topology, offer), devices),
         )
         self._core = AgentCore(
             settings.pool,
@@ -185,7 +189,7 @@ class Agent:
         self._crew.spawn(self._repeat(self._settings.nodes.heartbeat_ms, self._heartbeat))
         self._crew.spawn(self._repeat(self._settings.nodes.report_ms, self._send_report))
         self._readiness.have("intents")
-        log.info("ready", extra={"enforces": self._report.enforces, "gpus": self._report.gpu_note})
+        log.info("ready", extra={"enforces": self._report.enforces, "gpus": self._gpu_words()})
 
     async def _recover(self, recovery: Recovery) -> None:
         """Goes on where the agent's last process was; nothing is heard from the leader before."""
@@ -307,6 +311,14 @@ class Agent:
             act()
             await asyncio.sleep(period_ms / 1000)
 
+    def _gpu_words(self) -> str:
+        """How many GPUs are offered, or why none is."""
+        parts = self._report.topology
+        ill = [f"GPU {gpu.index}: {gpu.unhealthy}" for gpu in parts.gpus if gpu.unhealthy]
+        return "; ".join([f"{len(self._report.capacity.gpus)} GPUs", *ill]) + (
+            f" ({parts.gpu_note})" if parts.gpu_note else ""
+        )
+
     @property
     def report(self) -> NodeReport:
         """What this node says of itself."""
@@ -365,6 +377,13 @@ async def open_kept(
     return Kept(state, journal, keeper, adopted)
 
 
+def machine_of(profile: str) -> NodeTopology:
+    """This machine, or the described one that the node plays. Raises ConfigError."""
+    if not profile:
+        return read_topology()
+    return read_described(load_profile(profile), Path(profile).stem)
+
+
 def _labels(pairs: list[str]) -> dict[str, str]:
     labels = dict(pair.partition("=")[::2] for pair in pairs)
     if not all(labels) or any("=" not in pair for pair in pairs):
@@ -378,6 +397,18 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="name of this node")
     parser.add_argument("--cpu", default="", help="CPUs to offer (default: all), e.g. 2 or 500m")
     parser.add_argument("--memory", default="", help="memory to offer (default: most), e.g. 4Gi")
+    parser.add_argument(
+        "--gpus", default="", metavar="all|none|K/N|LIST",
+        help="GPUs to offer: indices or UUIDs, or the K-th of N equal parts (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cpus", default="", metavar="all|none|K/N|LIST",
+        help="CPUs that jobs may be pinned to (default: all, or none with a smaller --cpu)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--node-profile", default="", metavar="NAME",
+        help="play this machine, simulated: jobs get no device (a name, or a file of yours)",
+    )  # fmt: skip
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--state-dir",
@@ -414,18 +445,22 @@ def main(argv: list[str] | None = None) -> int:
             cpu_millis=parse_cpu_millis(options.cpu) if options.cpu else 0,
             memory_bytes=parse_bytes(options.memory) if options.memory else 0,
             labels=_labels(options.label),
+            gpus=options.gpus,
+            cpus=options.cpus,
+            profile=options.node_profile,
         )
         readiness = Readiness({"intents"})
         stop_metrics = None
         if options.metrics_port:
             stop_metrics = serve_metrics(options.metrics_address, options.metrics_port, readiness)
-        topology = read_topology()
+        topology = machine_of(options.node_profile)
+        devices = gpu_devices(offered(topology, offer))
         leaving = Leaving(stopping, always=options.keep_jobs_on_stop)
-        kept = await open_kept(settings, options, gpu_devices(topology).paths)
+        kept = await open_kept(settings, options, devices.paths)
         try:
             for limit, why in kept.keeper.current.enforcement.missing.items():
                 log.warning("limit not enforced", extra={"limit": limit, "reason": why})
-            agent = Agent(settings, options.name, offer, topology, readiness, kept)
+            agent = Agent(settings, options.name, offer, topology, readiness, kept, devices)
             await agent.run(stopping, leaving.asked)
         finally:
             await kept.close()

@@ -4,38 +4,119 @@ from pathlib import Path
 from typing import Final, get_args
 
 import msgspec
+from msgspec.structs import replace
 
-from idl.control import GpuReport, NodeReport, NumaReport
+from idl.control import NodeReport
 from idl.ids import Incarnation
 from idl.jobs import LimitName
 from idl.ledger import Capacity
+from idl.topology import GpuInfo, MigInstance, Topology
 from idl.units import MIB
 from node_agent.core.gpus import CONTROL_DEVICES, GpuDevices
 from node_agent.sandbox.plan import Enforcement, Limit
-from node_agent.topology.cpu import format_cpu_list
+from node_agent.topology.cpu import read_text
 from node_agent.topology.node import NodeTopology
+from node_agent.topology.selection import select_cpus, select_gpus, share_of_memory
 
 RESERVED_MEMORY_BYTES: Final = 512 * MIB
 """Left to the agent and the system where nobody says what to offer."""
 _LIMITS: Final[tuple[LimitName, ...]] = get_args(LimitName)
+_CAPABILITIES: Final = Path("/proc/driver/nvidia/capabilities")
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """What the operator lets this node offer; 0: what the machine has."""
+    """What the operator lets this node offer; 0 and "": what the machine has.
+
+    `gpus`, `cpus`: as `node_agent.topology.selection` reads them. `profile`: the machine to play.
+    """
 
     cpu_millis: int = 0
     memory_bytes: int = 0
     labels: dict[str, str] = {}
+    gpus: str = ""
+    cpus: str = ""
+    profile: str = ""
 
 
-def gpu_devices(topology: NodeTopology) -> GpuDevices:
+def offered(topology: NodeTopology, offer: Offer) -> Topology:
+    """The part of the machine that this node offers. Raises ConfigError.
+
+    A node that offers less CPU time than the machine has shares its CPUs with others and pins
+    nobody to a core, unless it is told which CPUs are its own (`cpus`).
+    """
+    parts = select_gpus(topology.parts, offer.gpus)
+    shares = 0 < offer.cpu_millis < 1000 * len(topology.cpus)
+    if shares and not offer.cpus:
+        parts = replace(parts, numa=tuple(replace(one, cores=()) for one in parts.numa))
+    parts = select_cpus(parts, offer.cpus)
+    share = _memory(topology, offer) / max(topology.memory_bytes, 1)
+    return share_of_memory(parts, share)
+
+
+def _memory(topology: NodeTopology, offer: Offer) -> int:
+    return offer.memory_bytes or max(MIB, topology.memory_bytes - RESERVED_MEMORY_BYTES)
+
+
+def gpu_devices(topology: Topology, dev: Path = Path("/dev")) -> GpuDevices:
     """The device nodes of the GPUs that have one here (a container may be given fewer)."""
+    if topology.profile:
+        pretended = {gpu.index: ("", gpu.uuid) for gpu in topology.gpus}
+        parts: dict[str, tuple[str, ...]] = {p.uuid: () for gpu in topology.gpus for p in gpu.mig}
+        return GpuDevices(pretended, (), parts, simulated=True)
     found = {
         gpu.index: (f"/dev/nvidia{gpu.minor}", gpu.uuid)
         for gpu in topology.gpus
-        if gpu.minor is not None and Path(f"/dev/nvidia{gpu.minor}").exists()
+        if gpu.minor >= 0 and (dev / f"nvidia{gpu.minor}").exists()
     }
-    return GpuDevices(found, (path for path in CONTROL_DEVICES if Path(path).exists()))
+    mig = {
+        part.uuid: (found[gpu.index][0], *capabilities)
+        for gpu in topology.gpus
+        for part in gpu.mig
+        if gpu.index in found and (capabilities := _capabilities(gpu, part, dev))
+    }
+    control = (path for path in CONTROL_DEVICES if (dev / Path(path).name).exists())
+    return GpuDevices(found, control, mig)
+
+
+def _capabilities(gpu: GpuInfo, part: MigInstance, dev: Path) -> tuple[str, ...]:
+    """/dev/nvidia-caps/* that let a process use this MIG instance; () where they are not here.
+
+    Source: NVIDIA's MIG guide, "Device Nodes and Capabilities".
+    """
+    instance = _CAPABILITIES / f"gpu{gpu.minor}/mig/gi{part.gpu_instance}"
+    paths = []
+    for file in (instance / "access", instance / f"ci{part.compute_instance}/access"):
+        words = dict(line.split(":")[:2] for line in read_text(file).splitlines() if ":" in line)
+        minor = words.get("DeviceFileMinor", "").strip()
+        if not minor or not (dev / f"nvidia-caps/nvidia-cap{minor}").exists():
+            return ()
+        paths.append(f"/dev/nvidia-caps/nvidia-cap{minor}")
+    return tuple(paths)
+
+
+def with_devices(topology: Topology, devices: GpuDevices) -> Topology:
+    """`topology` where a GPU that jobs here could not be given says so."""
+    gpus = []
+    for gpu in topology.gpus:
+        reason = gpu.unhealthy
+        if not reason and not devices.has(gpu.index):
+            reason = (
+                f"no device node /dev/nvidia{gpu.minor} here"
+                if gpu.minor >= 0
+                else ("its device node is not known")
+            )
+        mig = tuple(part for part in gpu.mig if devices.has(part.uuid))
+        gpus.append(replace(gpu, unhealthy=reason, mig=mig))
+    return replace(topology, gpus=tuple(gpus))
+
+
+def capacity_of(topology: NodeTopology, offer: Offer, parts: Topology) -> Capacity:
+    """What is offered, never more CPUs and memory than asked for; healthy, undivided GPUs."""
+    return Capacity(
+        cpu_millis=offer.cpu_millis or 1000 * len(topology.cpus),
+        memory_bytes=_memory(topology, offer),
+        gpus=tuple(gpu.index for gpu in parts.gpus if not gpu.unhealthy and not gpu.mig_mode),
+    )
 
 
 def build_report(
@@ -45,43 +126,23 @@ def build_report(
     offer: Offer,
     enforcement: Enforcement,
     topology: NodeTopology,
+    parts: Topology,
 ) -> NodeReport:
-    """The report of this machine: what is offered, never more CPUs and memory than asked for."""
-    memory = offer.memory_bytes or max(MIB, topology.memory_bytes - RESERVED_MEMORY_BYTES)
-    capacity = Capacity(
-        cpu_millis=offer.cpu_millis or 1000 * len(topology.cpus),
-        memory_bytes=memory,
-        gpus=tuple(gpu.index for gpu in topology.gpus),
-    )
+    """The report of this machine, of which `parts` are offered."""
+    enforced = set(enforcement.enforced)
+    if offer.profile:  # nobody is bound to CPUs that are not there
+        enforced.add(Limit.CPUSET)
     return NodeReport(
         pool=pool,
         node=node,
         incarnation=incarnation,
-        capacity=capacity,
-        enforces=tuple(name for name in _LIMITS if Limit(name) in enforcement.enforced),
-        missing={limit.value: why for limit, why in enforcement.missing.items()},
+        capacity=capacity_of(topology, offer, parts),
+        enforces=tuple(name for name in _LIMITS if Limit(name) in enforced),
+        missing={
+            limit.value: why for limit, why in enforcement.missing.items() if limit not in enforced
+        },
         sandbox=f"native, {enforcement.mode}, cgroup {enforcement.cgroup}",
         labels=offer.labels,
-        numa=tuple(
-            NumaReport(
-                id=domain.id,
-                cpus=format_cpu_list(domain.cpus),
-                memory_bytes=domain.memory_bytes,
-                distances=domain.distances,
-            )
-            for domain in topology.numa
-        ),
-        gpus=tuple(
-            GpuReport(
-                index=gpu.index,
-                uuid=gpu.uuid,
-                product_name=gpu.product_name,
-                memory_bytes=gpu.memory_bytes,
-                numa_node=-1 if gpu.numa_node is None else gpu.numa_node,
-                pcie_bus_id=gpu.pcie_bus_id,
-            )
-            for gpu in topology.gpus
-        ),
-        nvlinks=topology.nvlinks,
-        gpu_note=topology.gpus_reason,
+        topology=parts,
+        simulated=bool(offer.profile),
     )

@@ -19,6 +19,7 @@ from controlplane.core.membership import Voters, changed
 from controlplane.core.results import START_DEADLINE_PASSED, end_attempt, refuse, why_refused
 from controlplane.core.scheduler import Scheduler
 from controlplane.core.watch import Watch
+from dataplane.core.devices import Grant
 from dataplane.core.explain import why_unplaceable
 from dataplane.core.jobs import WAITING, Job, Phase, shorten
 from dataplane.core.nodes import Shape
@@ -42,6 +43,11 @@ from idl.settings import QueuePolicy
 
 _CHARS: Final = 4
 """Bytes that a character of free text may take in UTF-8."""
+
+
+def _grant_bytes(grant: Grant) -> int:
+    """Estimate: numbers with their commas, UUIDs of MIG instances."""
+    return 9 * (len(grant.gpus) + len(grant.cpus)) + 48 * len(grant.mig)
 
 
 class Inputs(msgspec.Struct):
@@ -296,9 +302,9 @@ class Cycle:
             job = self.state.jobs[placement.job]
             assigned = Assigned(
                 job=job.id, attempt=job.attempt + 1, node=placement.node,
-                incarnation=placement.incarnation, gpus=placement.gpus,
+                incarnation=placement.incarnation, **placement.grant._asdict(),
             )  # fmt: skip
-            batch.add(assigned, job=job.id, size_bytes=9 * len(placement.gpus))
+            batch.add(assigned, job=job.id, size_bytes=_grant_bytes(placement.grant))
 
     def _9_waiting(self) -> None:
         if not self._say_why or self.batch.nodes_changed:

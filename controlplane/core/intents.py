@@ -13,7 +13,9 @@ from collections.abc import Iterator
 import msgspec
 
 from controlplane.core.bounds import INTENT_BYTES_MAX, INTENT_ITEM_BYTES, INTENT_ITEMS_MAX
+from dataplane.core.devices import Grant
 from dataplane.core.jobs import PLACED, Job
+from dataplane.core.nodes import Node
 from dataplane.core.state import PoolState
 from idl.control import AssignIntent, CancelIntent, ForgetIntent, Intent, IntentItem
 
@@ -122,13 +124,24 @@ class IntentBook:
             items.append(
                 AssignIntent(
                     job=job.id, attempt=job.attempt, queue=job.queue, spec=job.spec,
-                    payload=job.payload, gpus=job.gpus,
+                    payload=job.payload, **_bound(node, job.id)._asdict(),
                 )
             )  # fmt: skip
         if job.cancel_requested:
             why = f"cancelled by {job.cancel_by}" if job.cancel_by else "cancelled"
             items.append(CancelIntent(job=job.id, attempt=job.attempt, why=why))
         return tuple(items)
+
+
+def _bound(node: Node, job: str) -> Grant:
+    """The attempt's grant, and where one without cores of its own may run: within its domain, and
+    not on the cores of others."""
+    grant, held = node.attempts[job].grant, node.held.cpus
+    if grant.cpus or not (grant.mems or held) or "cpuset" not in node.enforces:
+        return grant
+    domains = [node.machine.domains[n] for n in grant.mems] or node.machine.domains.values()
+    cpus = {cpu for domain in domains for cpu in domain.cpus} - held
+    return grant._replace(cpus=tuple(sorted(cpus)))
 
 
 def _size(item: IntentItem) -> int:

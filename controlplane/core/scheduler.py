@@ -4,7 +4,7 @@ Order: higher priority first, then submission order; a job that fits nowhere is 
 it all jobs of its shape, so that the others go on (best-effort FIFO, as Kueue calls it).
 Node: a job without GPUs goes where the largest share is free (spread, so that neighbours disturb
 each other least); a job with GPUs goes where the fewest GPUs are free (pack, so that whole nodes
-stay whole). Ties go to the first node by name, GPU indices are taken lowest first.
+stay whole). Ties go to the first node by name. Which devices and cores of the node: `devices`.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,8 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
 from controlplane.core.bounds import NODE_CHECKS_MAX
+from controlplane.core.devices import Demand, Linkage, choose
+from dataplane.core.devices import NOTHING, PLAIN, Grant, Held, Room, lacking
 from dataplane.core.nodes import Node, Reservation, Shape, unmet_by_capacity
 from dataplane.core.pending import Entry, ShapeQueue
 from dataplane.core.state import PoolState
@@ -23,21 +25,42 @@ class Placement(NamedTuple):
     job: str
     node: str
     incarnation: int
-    gpus: tuple[int, ...]
+    grant: Grant
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """Whole GPUs, by index."""
+        return self.grant.gpus
 
 
 class _Room:
     """What is free on one node, as this plan uses it up."""
 
-    __slots__ = ("cpu", "gpus", "memory", "node", "share")
+    __slots__ = ("_linkages", "cpu", "gpus", "held", "memory", "node", "share")
 
-    def __init__(self, node: Node, freed: list[Reservation]) -> None:
+    def __init__(self, node: Node, freed: list[Reservation], linkages: dict[str, Linkage]) -> None:
         self.node = node
+        self._linkages = linkages
         self.cpu = node.free_cpu_millis + sum(r.cpu_millis for r in freed)
         self.memory = node.free_memory_bytes + sum(r.memory_bytes for r in freed)
-        given = {index for r in freed for index in r.gpus} & set(node.capacity.gpus)
-        self.gpus = tuple(sorted(given | set(node.free_gpus)))
+        self.held: Held | None = None
+        """Devices in use as this plan has it; None: as the node has it."""
+        self.gpus = node.free_gpus
+        if any(r.grant != NOTHING for r in freed):
+            held = self._own_held()
+            for r in freed:
+                held.add(r.grant, r.cpu_millis, r.memory_bytes, -1)
+            self._count_gpus(held)
         self.share = self._share()
+
+    def _own_held(self) -> Held:
+        if self.held is None:
+            self.held = self.node.held.copy()
+        return self.held
+
+    def _count_gpus(self, held: Held) -> None:
+        taken = held.gpus | held.shares.keys()
+        self.gpus = tuple(sorted(set(self.node.capacity.gpus) - taken))
 
     def _share(self) -> float:
         """Free share of the scarcer of CPU and memory, negated: smaller is freer."""
@@ -50,16 +73,45 @@ class _Room:
         return (
             self.cpu >= shape.cpu_millis
             and self.memory >= shape.memory_bytes
-            and len(self.gpus) >= shape.gpus
+            and (shape.ask.gpu_profile or len(self.gpus) >= shape.gpus)
+            and (shape.ask == PLAIN or self._fits_devices(shape))
         )
 
-    def take(self, shape: Shape) -> tuple[int, ...]:
-        """Uses up one job's worth; returns its GPU indices."""
-        self.cpu -= shape.cpu_millis
+    def _room(self) -> Room:
+        return Room(self.node.machine, self.held or self.node.held, self.gpus)
+
+    def _fits_devices(self, shape: Shape) -> bool:
+        """A job that gets whole cores takes every thread of them: CPU time counts so, too."""
+        demands = (shape.gpus, shape.cpu_millis, shape.memory_bytes)
+        if lacking(self._room(), shape.ask, *demands):
+            return False
+        return not shape.ask.pinned or self._cpu_of(shape, self._chosen(shape)) <= self.cpu
+
+    def _cpu_of(self, shape: Shape, grant: Grant) -> int:
+        return max(shape.cpu_millis, 1000 * len(grant.cpus))
+
+    def _chosen(self, shape: Shape) -> Grant:
+        machine = self.node.machine
+        linkage = self._linkages.get(self.node.name)
+        if linkage is None or linkage.machine is not machine:
+            linkage = self._linkages[self.node.name] = Linkage(machine)
+        demand = Demand(shape.ask, shape.gpus, shape.cpu_millis, shape.memory_bytes)
+        grant = choose(linkage, self._room(), demand)
+        assert grant is not None, "chosen without looking whether it fits"
+        return grant
+
+    def take(self, shape: Shape) -> Grant:
+        """Uses up one job's worth."""
+        grant = self._chosen(shape) if shape.gpus or shape.ask != PLAIN else NOTHING
+        cpu = self._cpu_of(shape, grant)
+        self.cpu -= cpu
         self.memory -= shape.memory_bytes
-        taken, self.gpus = self.gpus[: shape.gpus], self.gpus[shape.gpus :]
+        if grant != NOTHING:
+            held = self._own_held()
+            held.add(grant, cpu, shape.memory_bytes)
+            self._count_gpus(held)
         self.share = self._share()
-        return taken
+        return grant
 
 
 _Offer = tuple[float, str, _Room]
@@ -69,9 +121,9 @@ class _Cycle:
     """One scheduling cycle's scratch pad."""
 
     def __init__(self, state: PoolState, freed: dict[str, list[Reservation]],
-                 closed: set[str]) -> None:  # fmt: skip
+                 closed: set[str], linkages: dict[str, Linkage]) -> None:  # fmt: skip
         self.rooms = [
-            _Room(node, freed.get(name, []))
+            _Room(node, freed.get(name, []), linkages)
             for name, node in state.nodes.items()
             if node.schedulable and name not in closed
         ]
@@ -86,7 +138,7 @@ class _Cycle:
         return (
             shape.cpu_millis > self.cpu_max
             or shape.memory_bytes > self.memory_max
-            or shape.gpus > self.gpus_max
+            or (shape.gpus > self.gpus_max and not shape.ask.gpu_profile)
         )
 
     def choose(self, shape: Shape) -> _Room | None:
@@ -102,7 +154,8 @@ class _Cycle:
             ]
             heapify(offers)
             self.offers[shape] = offers
-        return self._packed(offers, shape) if shape.gpus else self._freest(offers, shape)
+        packs = shape.gpus or shape.ask.shares
+        return self._packed(offers, shape) if packs else self._freest(offers, shape)
 
     @staticmethod
     def _freest(offers: list[_Offer], shape: Shape) -> _Room | None:
@@ -130,6 +183,8 @@ class Scheduler:
     def __init__(self) -> None:
         self.cut_short = False
         """The last cycle stopped at NODE_CHECKS_MAX: there is more to look at."""
+        self._linkages: dict[str, Linkage] = {}
+        """By node: what was worked out about its GPUs; anew when the node's topology changes."""
         self._blocked: set[Shape] = set()
         self._blocked_at = -1
 
@@ -154,7 +209,9 @@ class Scheduler:
         blocked = self._blocked if not freed and not closed else set[Shape]()
         if limit <= 0 or state.pending.shapes.keys() <= blocked:
             return []
-        cycle = _Cycle(state, freed or {}, closed or set())
+        for gone in self._linkages.keys() - state.nodes.keys():
+            del self._linkages[gone]
+        cycle = _Cycle(state, freed or {}, closed or set(), self._linkages)
         heads = self._heads(state, blocked, excluded or set(), cycle)
         placed: list[Placement] = []
         while heads and len(placed) < limit:

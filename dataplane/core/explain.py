@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from dataplane.core.devices import demand
 from dataplane.core.jobs import Job, Phase
 from dataplane.core.nodes import Node, Shape, unmet_by_capacity, unmet_by_free_room
 from dataplane.core.state import PoolState
@@ -47,13 +48,11 @@ def _demand(word: str, shape: Shape) -> str:
         return f"{shape.cpu_millis / 1000:g} CPUs"
     if kind == "memory":
         return f"{format_bytes(shape.memory_bytes)} of memory"
-    if kind == "gpus":
-        return f"{shape.gpus} GPUs"
     if kind == "enforcement":
         return f"enforcement of {what}"
     if kind == "label":
         return f"label {what}={dict(shape.labels)[what]}"
-    return word
+    return demand(word, shape.ask, shape.gpus, shape.cpu_millis)
 
 
 def why_unplaceable(nodes: Iterable[Node], shape: Shape) -> tuple[PendingCode, str] | None:
@@ -83,6 +82,16 @@ def why_unplaceable(nodes: Iterable[Node], shape: Shape) -> tuple[PendingCode, s
     return "NoMatchingNode", f"no single node offers all of: {lacking}"
 
 
+def _named(node: Node) -> str:
+    """Its name; a simulated node says so wherever it is shown."""
+    return f"{node.name} (simulated {node.topology.profile})" if node.simulated else node.name
+
+
+def _where(state: PoolState, name: str) -> str:
+    node = state.nodes.get(name)
+    return name if node is None else _named(node)
+
+
 def _node_reason(node: Node, shape: Shape) -> str:
     if node.lost:
         return f"lost: {node.lost_reason}"
@@ -92,7 +101,20 @@ def _node_reason(node: Node, shape: Shape) -> str:
     if lacking:
         return "does not offer " + ", ".join(_demand(word, shape) for word in lacking)
     busy = unmet_by_free_room(node, shape)
-    return "in use by others: " + ", ".join(busy) if busy else ""
+    return (
+        "in use by others: " + ", ".join(_busy(word, node, shape) for word in busy) if busy else ""
+    )
+
+
+_IN_PLACE: Final = {"gpu_links": "NVLinks", "numa": "one NUMA domain", "cores": "whole cores"}
+
+
+def _busy(word: str, node: Node, shape: Shape) -> str:
+    """What is taken; where enough is free in sum and not in one place, it says so."""
+    enough = len(node.free_gpus) >= shape.gpus and node.free_cpu_millis >= shape.cpu_millis
+    if word in _IN_PLACE and enough:
+        return f"{_IN_PLACE[word]} (free in sum, not in one place)"
+    return word if word in ("cpu", "memory", "gpus") else _demand(word, shape)
 
 
 def _explain_ended(state: PoolState, job_id: str) -> Explanation:
@@ -101,7 +123,7 @@ def _explain_ended(state: PoolState, job_id: str) -> Explanation:
         message = "no such job in the ledger's memory; was it submitted, and to this pool?"
         return Explanation(job=job_id, code="Unknown", message=message)
     if ended.phase is Phase.FINISHED:
-        message = f"finished with attempt {ended.attempt} on {ended.node}"
+        message = f"finished with attempt {ended.attempt} on {_where(state, ended.node)}"
         return Explanation(job=job_id, code="Finished", message=message)
     if ended.phase is Phase.CANCELLED:
         return Explanation(job=job_id, code="Cancelled", message=ended.reason or "cancelled")
@@ -112,7 +134,7 @@ def _explain_ended(state: PoolState, job_id: str) -> Explanation:
 def _explain_waiting(state: PoolState, job: Job) -> Explanation:
     position = state.pending.ahead_of(job.rank) + 1
     nodes = sorted(state.nodes.values(), key=lambda node: node.name)
-    reasons = tuple(NodeReason(n.name, _node_reason(n, job.shape)) for n in nodes)
+    reasons = tuple(NodeReason(_named(n), _node_reason(n, job.shape)) for n in nodes)
     shown = reasons[:NODE_REASONS_MAX]
     never = why_unplaceable(nodes, job.shape)
     if never is not None:
@@ -138,10 +160,11 @@ def explain(state: PoolState, job_id: str, now_ms: int) -> Explanation:
         return _explain_ended(state, job_id)
     cancelling = "; it is being cancelled" if job.cancel_requested else ""
     if job.phase is Phase.RUNNING:
-        message = f"attempt {job.attempt} runs on {job.node}{cancelling}"
+        message = f"attempt {job.attempt} runs on {_where(state, job.node)}{cancelling}"
         return Explanation(job=job_id, code="Running", message=message)
     if job.phase is Phase.ASSIGNED:
-        message = f"attempt {job.attempt} was given to {job.node}, which starts it{cancelling}"
+        where = _where(state, job.node)
+        message = f"attempt {job.attempt} was given to {where}, which starts it{cancelling}"
         return Explanation(job=job_id, code="Assigned", message=message)
     if job.phase is Phase.BACKING_OFF and job.not_before_ms > now_ms:
         last = job.attempts[-1]

@@ -6,9 +6,22 @@ placement, so that thousands of identical jobs that fit nowhere are looked at on
 
 from typing import NamedTuple
 
+from dataplane.core.devices import (
+    NOTHING,
+    NOTHING_HELD,
+    PLAIN,
+    Ask,
+    Grant,
+    Held,
+    Machine,
+    Room,
+    ask_of,
+    lacking,
+)
 from idl.errors import InvariantBrokenError
 from idl.jobs import JobSpec, LimitName, required_limits
 from idl.ledger import Capacity, NodeSeen
+from idl.topology import GpuShare, Topology
 
 
 class Shape(NamedTuple):
@@ -19,6 +32,7 @@ class Shape(NamedTuple):
     gpus: int
     require: tuple[LimitName, ...]
     labels: tuple[tuple[str, str], ...]
+    ask: Ask = PLAIN
 
 
 def shape_of(spec: JobSpec) -> Shape:
@@ -29,17 +43,30 @@ def shape_of(spec: JobSpec) -> Shape:
         spec.resources.gpus,
         tuple(sorted(set(required_limits(spec)))),
         tuple(sorted(spec.node_labels.items())),
+        ask_of(spec.resources),
     )
 
 
 class Reservation(NamedTuple):
-    """What one attempt holds on a node. `incarnation`: the node's when it was assigned."""
+    """What one attempt holds on a node. `incarnation`: the node's when it was assigned.
+
+    `cpu_millis` is at least a thousand for each of `cpus`: a core given whole is taken whole.
+    """
 
     attempt: int
     incarnation: int
     cpu_millis: int
     memory_bytes: int
-    gpus: tuple[int, ...]
+    gpus: tuple[int, ...] = ()
+    mig: tuple[str, ...] = ()
+    share: GpuShare | None = None
+    cpus: tuple[int, ...] = ()
+    mems: tuple[int, ...] = ()
+
+    @property
+    def grant(self) -> Grant:
+        """The part of it that is devices, cores and domains."""
+        return Grant(self.gpus, self.mig, self.share, self.cpus, self.mems)
 
 
 class Node:
@@ -47,8 +74,8 @@ class Node:
 
     __slots__ = (
         "attempts", "capacity", "drain_ordered", "drain_reported", "enforces", "free_cpu_millis",
-        "free_gpus", "free_memory_bytes", "incarnation", "labels", "lost", "lost_reason", "name",
-        "seen_ms",
+        "free_gpus", "free_memory_bytes", "held", "incarnation", "labels", "lost", "lost_reason",
+        "machine", "name", "seen_ms", "simulated", "topology",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -65,7 +92,12 @@ class Node:
         self.free_cpu_millis = 0
         self.free_memory_bytes = 0
         self.free_gpus: tuple[int, ...] = ()
-        """Indices nobody holds, ascending."""
+        """Whole GPUs nobody holds, ascending."""
+        self.topology = Topology()
+        self.simulated = False
+        self.machine = Machine(self.topology, ())
+        self.held = Held()
+        """What attempts hold of `machine`."""
         self.attempts: dict[str, Reservation] = {}
         """Current attempts by job id, until their end is confirmed."""
 
@@ -86,6 +118,8 @@ class Node:
         self.enforces = frozenset(seen.enforces)
         self.labels = dict(seen.labels)
         self.drain_reported = seen.draining
+        self.topology, self.simulated = seen.topology, seen.simulated
+        self.machine = Machine(seen.topology, seen.capacity.gpus)
         self.lost, self.lost_reason = False, ""
         self.seen_ms = at_ms
         self.recount()
@@ -95,8 +129,24 @@ class Node:
         held = self.attempts.values()
         self.free_cpu_millis = self.capacity.cpu_millis - sum(r.cpu_millis for r in held)
         self.free_memory_bytes = self.capacity.memory_bytes - sum(r.memory_bytes for r in held)
-        taken = {index for reservation in held for index in reservation.gpus}
+        self.held = Held()
+        for reservation in held:
+            self.held.add(reservation.grant, reservation.cpu_millis, reservation.memory_bytes)
+        self._count_free_gpus()
+
+    def _count_free_gpus(self) -> None:
+        taken = self.held.gpus | self.held.shares.keys()
         self.free_gpus = tuple(sorted(set(self.capacity.gpus) - taken))
+
+    @property
+    def room(self) -> Room:
+        """What is free of its devices, cores and domains."""
+        return Room(self.machine, self.held, self.free_gpus)
+
+    @property
+    def whole_room(self) -> Room:
+        """The same of the node without any attempt."""
+        return Room(self.machine, NOTHING_HELD, self.capacity.gpus)
 
     def reserve(self, job: str, reservation: Reservation) -> None:
         """Takes room. Raises InvariantBrokenError where there is none (invariant 5)."""
@@ -110,42 +160,72 @@ class Node:
         )
         if not fits:
             raise InvariantBrokenError(f"node {self.name} has no room for {reservation} of {job}")
+        grant = reservation.grant
+        if not grant.plain:
+            demands = (reservation.cpu_millis, reservation.memory_bytes)
+            problem = self.held.problem(self.machine, grant, *demands)
+            if problem:
+                raise InvariantBrokenError(f"node {self.name}, {reservation} of {job}: {problem}")
         self.attempts[job] = reservation
+        if grant != NOTHING:
+            self.held.add(grant, reservation.cpu_millis, reservation.memory_bytes)
         self.free_cpu_millis -= reservation.cpu_millis
         self.free_memory_bytes -= reservation.memory_bytes
-        if reservation.gpus:
-            self.free_gpus = tuple(g for g in self.free_gpus if g not in reservation.gpus)
+        if reservation.gpus or reservation.share:
+            self._count_free_gpus()
 
     def release(self, job: str) -> None:
         """Gives the room of `job`'s attempt back."""
         reservation = self.attempts.pop(job)
         self.free_cpu_millis += reservation.cpu_millis
         self.free_memory_bytes += reservation.memory_bytes
-        if reservation.gpus:
+        if reservation.grant != NOTHING:
             self.recount()
 
     def check_invariants(self) -> None:
-        """Free = capacity − reserved, and no GPU is held twice. Raises InvariantBrokenError."""
-        free = (self.free_cpu_millis, self.free_memory_bytes, self.free_gpus)
+        """Free = capacity − reserved, and nothing is held twice. Raises InvariantBrokenError."""
+        free = (self.free_cpu_millis, self.free_memory_bytes, self.free_gpus, self.held.content())
         self.recount()
-        if free != (self.free_cpu_millis, self.free_memory_bytes, self.free_gpus):
+        again = (self.free_cpu_millis, self.free_memory_bytes, self.free_gpus, self.held.content())
+        if free != again:
             raise InvariantBrokenError(f"node {self.name}: free room was miscounted as {free}")
         held = [index for reservation in self.attempts.values() for index in reservation.gpus]
         if len(held) != len(set(held)):
             raise InvariantBrokenError(f"node {self.name}: a GPU is held twice: {sorted(held)}")
+        parts = [uuid for reservation in self.attempts.values() for uuid in reservation.mig]
+        cpus = [cpu for reservation in self.attempts.values() for cpu in reservation.cpus]
+        if len(parts) != len(set(parts)) or len(cpus) != len(set(cpus)):
+            raise InvariantBrokenError(f"node {self.name}: a MIG instance or CPU is held twice")
+        self._check_sums()
+
+    def _check_sums(self) -> None:
+        """No GPU is shared out beyond itself, no domain beyond its memory."""
+        for index, (millis, size) in self.held.shares.items():
+            gpu = self.machine.whole.get(index)  # None: it fell ill meanwhile
+            if index in self.held.gpus or millis > 1000 or (gpu and size > gpu.memory_bytes):
+                raise InvariantBrokenError(f"node {self.name}: GPU {index} is over-committed")
+        for number, size in self.held.bound_bytes.items():
+            domain = self.machine.domains.get(number)
+            if domain is not None and size > domain.memory_bytes:
+                raise InvariantBrokenError(f"node {self.name}: NUMA {number} is over-committed")
 
 
 def unmet_by_capacity(node: Node, shape: Shape) -> tuple[str, ...]:
     """Which demands of `shape` the node could not meet even if it were empty; () for none.
 
-    Words are stable: `cpu`, `memory`, `gpus`, `enforcement:<limit>`, `label:<key>`.
+    Words are stable: `cpu`, `memory`, `enforcement:<limit>`, `label:<key>`, and those of
+    `devices.lacking` (`gpus`, `gpu_model`, `numa`, …).
     """
     unmet: list[str] = []
     if node.capacity.cpu_millis < shape.cpu_millis:
         unmet.append("cpu")
     if node.capacity.memory_bytes < shape.memory_bytes:
         unmet.append("memory")
-    if len(node.capacity.gpus) < shape.gpus:
+    if shape.ask != PLAIN:
+        unmet.extend(
+            lacking(node.whole_room, shape.ask, shape.gpus, shape.cpu_millis, shape.memory_bytes)
+        )
+    elif len(node.capacity.gpus) < shape.gpus:
         unmet.append("gpus")
     unmet.extend(f"enforcement:{limit}" for limit in shape.require if limit not in node.enforces)
     unmet.extend(f"label:{key}" for key, value in shape.labels if node.labels.get(key) != value)
@@ -153,12 +233,16 @@ def unmet_by_capacity(node: Node, shape: Shape) -> tuple[str, ...]:
 
 
 def unmet_by_free_room(node: Node, shape: Shape) -> tuple[str, ...]:
-    """Which of `cpu`, `memory`, `gpus` are taken by others right now; () where it fits."""
+    """What of the node is taken by others right now, in the same words; () where it fits."""
     unmet: list[str] = []
     if node.free_cpu_millis < shape.cpu_millis:
         unmet.append("cpu")
     if node.free_memory_bytes < shape.memory_bytes:
         unmet.append("memory")
-    if len(node.free_gpus) < shape.gpus:
+    if shape.ask != PLAIN:
+        unmet.extend(
+            lacking(node.room, shape.ask, shape.gpus, shape.cpu_millis, shape.memory_bytes)
+        )
+    elif len(node.free_gpus) < shape.gpus:
         unmet.append("gpus")
     return tuple(unmet)

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from dataplane.core.devices import Machine
 from dataplane.core.jobs import WAITING, EndedJob, Job, Phase
 from dataplane.core.nodes import Node, Reservation
 from dataplane.core.state import PoolState, QueueCounters, TermRecord
@@ -17,6 +18,7 @@ from idl.jobs import JobSpec, PayloadLocation, SourceRef
 from idl.ledger import Capacity
 from idl.members import Members
 from idl.records import AttemptStory, DeadLetter
+from idl.topology import Topology
 
 IMAGE_VERSION: Final = 2
 """Of `Image` and all that it holds. Another one is refused: the ledger has the same, only slower.
@@ -65,6 +67,8 @@ class NodeImage(_Part, frozen=True, array_like=True):
     lost_reason: str
     seen_ms: int
     attempts: tuple[tuple[str, Reservation], ...]
+    topology: Topology
+    simulated: bool
 
 
 class GateImage(NamedTuple):
@@ -172,7 +176,7 @@ def _node_image(node: Node) -> NodeImage:
     return NodeImage(
         node.name, node.incarnation, node.capacity, tuple(sorted(node.enforces)),
         dict(node.labels), node.drain_reported, node.drain_ordered, node.lost, node.lost_reason,
-        node.seen_ms, tuple(node.attempts.items()),
+        node.seen_ms, tuple(node.attempts.items()), node.topology, node.simulated,
     )  # fmt: skip
 
 
@@ -183,5 +187,7 @@ def _node(image: NodeImage) -> Node:
     node.drain_reported, node.drain_ordered = image.drain_reported, image.drain_ordered
     node.lost, node.lost_reason = image.lost, image.lost_reason
     node.seen_ms, node.attempts = image.seen_ms, dict(image.attempts)
+    node.topology, node.simulated = image.topology, image.simulated
+    node.machine = Machine(image.topology, image.capacity.gpus)
     node.recount()
     return node

@@ -275,13 +275,15 @@ class PoolState:
         if node is None:
             raise job.broken(f"was assigned to node {decision.node}, which nobody has seen")
         asked = job.spec.resources
-        if len(decision.gpus) != asked.gpus:
-            raise job.broken(f"asks {asked.gpus} GPUs and was given {decision.gpus}")
+        if len(decision.gpus) + len(decision.mig) != asked.gpus:
+            given = decision.mig or decision.gpus
+            raise job.broken(f"asks {asked.gpus} GPUs and was given {given}")
         self._move(job, Cause.ASSIGNED, at, decision.node)
         node.reserve(
             job.id,
-            Reservation(decision.attempt, decision.incarnation, asked.cpu_millis,
-                        asked.memory_bytes, decision.gpus),
+            Reservation(decision.attempt, decision.incarnation,
+                        max(asked.cpu_millis, 1000 * len(decision.cpus)), asked.memory_bytes,
+                        decision.gpus, decision.mig, decision.share, decision.cpus, decision.mems),
         )  # fmt: skip
         job.attempt, job.node = decision.attempt, decision.node
         job.incarnation, job.gpus = decision.incarnation, decision.gpus
@@ -543,4 +545,5 @@ def _node_content(node: Node) -> tuple[object, ...]:
         node.incarnation, node.capacity, sorted(node.enforces), sorted(node.labels.items()),
         node.drain_reported, node.drain_ordered, node.lost, node.lost_reason, node.seen_ms,
         sorted(node.attempts.items()),
+        node.topology, node.simulated,
     )  # fmt: skip

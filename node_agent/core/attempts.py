@@ -160,6 +160,7 @@ class AgentCore:
         self.node = node
         self.incarnation = incarnation
         self.capacity = capacity
+        self._ever_offered = set(capacity.gpus)
         self.enforces = enforces
         self.term = 0
         self.members_version = 0
@@ -222,7 +223,7 @@ class AgentCore:
         gpus = [gpu for a in self.live for gpu in a.gpus]
         if cpu > self.capacity.cpu_millis or memory > self.capacity.memory_bytes:
             raise InvariantBrokenError(f"node {self.node} over-committed: {cpu}m CPU, {memory} B")
-        if len(gpus) != len(set(gpus)) or not set(gpus) <= set(self.capacity.gpus):
+        if len(gpus) != len(set(gpus)) or not set(gpus) <= self._ever_offered:
             raise InvariantBrokenError(f"node {self.node} gave a GPU twice: {gpus}")
 
     def _take_intent(self, intent: Intent) -> tuple[Effect, ...]:
@@ -286,9 +287,21 @@ class AgentCore:
         if cpu > self.capacity.cpu_millis or memory > self.capacity.memory_bytes:
             return f"node {self.node} would be over-committed"
         taken = {gpu for a in live for gpu in a.gpus}
-        if taken & set(assign.gpus) or not set(assign.gpus) <= set(self.capacity.gpus):
+        shared = {a.share.gpu for a in live if a.share is not None}
+        if (taken | shared) & set(assign.gpus) or not set(assign.gpus) <= set(self.capacity.gpus):
             return f"node {self.node} has no free GPU {assign.gpus}"
+        if assign.share is not None and assign.share.gpu in taken:
+            return f"GPU {assign.share.gpu} of node {self.node} is not shared now"
+        if {uuid for a in live for uuid in a.mig} & set(assign.mig):
+            return f"node {self.node} has no free MIG instance {', '.join(assign.mig)}"
+        if pinned_cpus(assign) & {cpu for a in live for cpu in pinned_cpus(a)}:
+            return f"CPUs {assign.cpus} of node {self.node} are another attempt's"
         return ""
+
+    def offer(self, capacity: Capacity) -> None:
+        """The node offers something else from now on; what runs, runs on."""
+        self.capacity = capacity
+        self._ever_offered |= set(capacity.gpus)
 
     def _move(self, key: Key, phase: Phase) -> None:
         attempt = self._attempts.get(key)
@@ -328,6 +341,12 @@ class AgentCore:
                 del self._attempts[key]
                 return (ForgetAttempt(*key),)
         return ()
+
+
+def pinned_cpus(assign: AssignIntent) -> frozenset[int]:
+    """CPUs that are this attempt's alone; `cpus` of others is where they may run."""
+    exclusive = assign.spec.resources.cpu_pinning == "cores"
+    return frozenset(assign.cpus) if exclusive else frozenset()
 
 
 def _view(phase: Phase) -> AttemptPhase:

@@ -7,34 +7,75 @@ to CUDA, which would otherwise look for GPUs that the sandbox does not have.
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from idl.control import AssignIntent
+
 CONTROL_DEVICES: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 """Needed by every CUDA process besides its own GPU (facts: NVIDIA driver, major 195 and uvm)."""
+SIMULATED_VARIABLE: Final = "OUTRIDER_SIMULATED_GPUS"
+"""UUIDs of the GPUs that a simulated node pretends to give: there is no device behind them."""
 
 
 class GpuDevices:
-    """The node's GPUs by index: their device node and UUID. Built from what the driver reports."""
+    """The node's GPUs by index and MIG instances by UUID: their device nodes."""
 
-    def __init__(self, gpus: Mapping[int, tuple[str, str]], control: Iterable[str]) -> None:
-        """`gpus`: index → (device path, UUID). `control`: the control devices that exist here."""
+    def __init__(
+        self,
+        gpus: Mapping[int, tuple[str, str]],
+        control: Iterable[str],
+        mig: Mapping[str, tuple[str, ...]] | None = None,
+        *,
+        simulated: bool = False,
+    ) -> None:
+        """`gpus`: index → (device path, UUID). `control`: the control devices that exist here.
+
+        `mig`: UUID → the GPU's device and the two of its capabilities. `simulated`: no device is
+        ever given, whatever is reserved.
+        """
         self._gpus = dict(gpus)
+        self._mig = dict(mig or {})
         self._control = tuple(control)
+        self.simulated = simulated
+
+    def has(self, which: int | str) -> bool:
+        """Whether attempts can be given this GPU (index) or MIG instance (UUID)."""
+        return which in self._gpus or which in self._mig
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Every device that any attempt here may be given."""
-        if not self._gpus:
+        if self.simulated or not (self._gpus or self._mig):
             return ()
-        return (*self._control, *(path for path, _ in self._gpus.values()))
+        whole = [path for path, _ in self._gpus.values()]
+        parts = [path for paths in self._mig.values() for path in paths]
+        return tuple(dict.fromkeys((*self._control, *whole, *parts)))
 
-    def of(self, reserved: tuple[int, ...]) -> tuple[str, ...]:
-        """Device nodes for the reserved GPUs; none without a reservation."""
-        if not reserved:
+    def of(self, assign: AssignIntent) -> tuple[str, ...]:
+        """Device nodes for what is reserved; none without a reservation.
+
+        Raises KeyError where the node has no such device (any more).
+        """
+        share = () if assign.share is None else (assign.share.gpu,)
+        whole = [self._gpus[index][0] for index in (*assign.gpus, *share)]
+        parts = [path for uuid in assign.mig for path in self._mig[uuid]]
+        if self.simulated or not (whole or parts):
             return ()
-        return (*self._control, *(self._gpus[index][0] for index in reserved))
+        return tuple(dict.fromkeys((*self._control, *whole, *parts)))
 
-    def environment(self, reserved: tuple[int, ...]) -> dict[str, str]:
-        """CUDA_VISIBLE_DEVICES by UUID; empty (none) for an attempt without GPUs."""
-        return {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus[index][1] for index in reserved)}
+    def environment(self, assign: AssignIntent) -> dict[str, str]:
+        """Visible devices by UUID; empty (none) for an attempt without GPUs."""
+        share = assign.share
+        indices = (*assign.gpus, *(() if share is None else (share.gpu,)))
+        uuids = ",".join((*(self._gpus[index][1] for index in indices), *assign.mig))
+        if self.simulated:
+            pretended = {SIMULATED_VARIABLE: uuids} if uuids else {}
+            return {"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void", **pretended}
+        found = {"CUDA_VISIBLE_DEVICES": uuids, "NVIDIA_VISIBLE_DEVICES": uuids or "void"}
+        if share is not None:  # read by CUDA where the job is a client of MPS, by the job elsewhere
+            found["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = f"0={share.memory_bytes >> 20}M"
+            found["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = f"{max(share.millis // 10, 1)}"
+            found["OUTRIDER_GPU_SHARE_MEMORY_BYTES"] = str(share.memory_bytes)
+            found["OUTRIDER_GPU_SHARE_MILLIS"] = str(share.millis)
+        return found
 
 
 NO_GPUS: Final = GpuDevices({}, ())

@@ -41,7 +41,7 @@ def environment(assign: AssignIntent, node: str, gpus: GpuDevices = NO_GPUS) -> 
         "TMPDIR": "/tmp",
         "LANG": "C.UTF-8",
         **assign.spec.env,
-        **gpus.environment(assign.gpus),
+        **gpus.environment(assign),
         "OUTRIDER_JOB_ID": assign.job,
         "OUTRIDER_ATTEMPT": str(assign.attempt),
         "OUTRIDER_QUEUE": assign.queue,
@@ -53,6 +53,7 @@ def environment(assign: AssignIntent, node: str, gpus: GpuDevices = NO_GPUS) -> 
 def plan_of(assign: AssignIntent, node: str, gpus: GpuDevices = NO_GPUS) -> SandboxPlan:
     """What the sandbox is asked to carry out."""
     spec = assign.spec
+    waived = {Limit.CPUSET} if gpus.simulated else set[Limit]()
     plan = SandboxPlan(
         key=f"{assign.job}.{assign.attempt}",
         argv=spec.command,
@@ -62,12 +63,12 @@ def plan_of(assign: AssignIntent, node: str, gpus: GpuDevices = NO_GPUS) -> Sand
         result_bytes_max=RESULT_BYTES_MAX,
         profile=profile_of(spec),
         network=network_of(spec),
-        devices=gpus.of(assign.gpus),
-        cpus=assign.cpus,
-        mems=assign.mems,
+        devices=gpus.of(assign),
+        cpus=() if gpus.simulated else assign.cpus,
+        mems=() if gpus.simulated else assign.mems,
         inputs=tuple(placed_input(name, given) for name, given in spec.inputs.items()),
         outputs=spec.outputs,
-        require=frozenset(Limit(name) for name in required_limits(spec)),
+        require=frozenset(Limit(name) for name in required_limits(spec)) - waived,
     )
     return msgspec.structs.replace(plan, **_limits(spec.limits))
 

@@ -90,7 +90,9 @@ class DescribedDriver:
         return int(index)
 
     def _mig(self, handle: Any) -> DescribedMig:
-        return self._machine.gpus.devices[handle[0]].mig[handle[1]]
+        parts = self._machine.gpus.devices[handle[0]].mig
+        found: DescribedMig = parts[handle[1]]
+        return found
 
     def _uuid(self, *what: int) -> str:
         """Version 5: equal for equal machines, so that tests and replays repeat."""
@@ -150,7 +152,9 @@ class DescribedDriver:
         self._gpu(handle)
         raise DescribedError(_NOT_SUPPORTED)
 
-    def nvmlDeviceGetCpuAffinityWithinScope(self, handle: Any, words: int, _scope: int) -> list[int]:
+    def nvmlDeviceGetCpuAffinityWithinScope(
+        self, handle: Any, words: int, _scope: int
+    ) -> list[int]:
         mask = 0
         for cpu in parse_cpu_list(self._machine.numa[self._numa(self._gpu(handle))].cpus):
             mask |= 1 << cpu

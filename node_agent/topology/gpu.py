@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from idl.topology import GpuInfo, Matrix, MigInstance, format_cpu_list
+from idl.topology import PCIE_SYSTEM, GpuInfo, Matrix, MigInstance, format_cpu_list
 from node_agent.topology.nvml import MigFacts, Nvml, NvmlUnavailable
 
 _T = TypeVar("_T")
@@ -70,7 +70,8 @@ def _gpu(nvml: Nvml, index: int) -> tuple[GpuInfo, Any]:
     except NvmlUnavailable as error:
         return GpuInfo(index=index, uuid=f"unknown-{index}", unhealthy=str(error)), None
     mig_mode = answer(partial(nvml.mig_mode, handle), False)
-    facts = answer(partial(nvml.mig_devices, handle), []) if mig_mode else []
+    nothing: list[MigFacts] = []
+    facts = answer(partial(nvml.mig_devices, handle), nothing) if mig_mode else nothing
     return GpuInfo(
         index=index,
         uuid=uuid,
@@ -115,12 +116,15 @@ def normal_bus_id(bus_id: str) -> str:
 
 def _pcie(nvml: Nvml, handles: list[Any]) -> Matrix:
     """Levels between GPUs; () where the driver does not tell (then sysfs does)."""
+
+    def level(one: Any, other: Any) -> int:
+        if one is None or other is None:
+            return PCIE_SYSTEM  # lost: nowhere near
+        return answer(partial(nvml.common_ancestor, one, other), -1)
+
     levels = [
-        [
-            0 if one is other else answer(partial(nvml.common_ancestor, one, other), -1)
-            for other in handles
-        ]
-        for one in handles
+        [0 if i == j else level(one, other) for j, other in enumerate(handles)]
+        for i, one in enumerate(handles)
     ]
     if any(level < 0 for row in levels for level in row):
         return ()

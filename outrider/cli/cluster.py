@@ -1,10 +1,11 @@
 """`status`, `nodes`, `drain`: the pool as the ledger and Kafka tell it."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from outrider.cli.common import Session, age, common, now_ms, print_table
+from outrider.cli.common import Session, age, common, now_ms, print_table, say_all
 from outrider.cli.queues import queue_rows, show_queues
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def node_document(node: "Node") -> dict[str, Any]:
         "node": node.name,
         "state": node_state(node),
         "reason": node.lost_reason,
+        "simulated": node.simulated,
+        "profile": node.topology.profile,
         "cpu_millis": capacity.cpu_millis,
         "cpu_millis_used": capacity.cpu_millis - node.free_cpu_millis,
         "memory_bytes": capacity.memory_bytes,
@@ -63,7 +66,7 @@ def _show_nodes(documents: list[dict[str, Any]]) -> None:
         [
             (
                 doc["node"],
-                doc["state"],
+                f"{doc['state']}, simulated" if doc["simulated"] else doc["state"],
                 f"{doc['cpu_millis_used'] / 1000:g}/{doc['cpu_millis'] / 1000:g}",
                 f"{format_bytes(doc['memory_bytes_used'])}/{format_bytes(doc['memory_bytes'])}",
                 f"{doc['gpus_used']}/{doc['gpus']}",
@@ -84,17 +87,57 @@ def node_documents(state: "PoolState") -> list[dict[str, Any]]:
 
 
 @click.command()
+@click.argument("node", required=False)
+@click.option("--topology", is_flag=True, help="NUMA domains, cores, caches, GPUs, NICs, links.")
+@click.option("--svg", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="The topology of NODE as a picture.")  # fmt: skip
 @common
-def nodes(session: Session) -> None:
-    """Nodes: capacity and what is reserved of it, what they enforce, labels.
+def nodes(session: Session, node: str | None, topology: bool, svg: Path | None) -> None:
+    """Nodes: capacity and what is reserved of it, what they enforce, labels; or only NODE.
 
     \b
     Examples:
       outrider nodes
       outrider nodes --json | jq '.[] | select(.state == "lost")'
+      outrider nodes --topology n1
+      outrider nodes n1 --svg n1.svg
     """
-    documents = node_documents(session.view().state)
-    session.answer(documents, lambda: _show_nodes(documents))
+    state = session.view().state
+    chosen = _chosen(state, node)
+    if svg is not None:
+        if node is None:
+            raise click.UsageError("--svg draws one node; name it: outrider nodes n1 --svg n1.svg")
+        _draw(session, chosen[0], svg)
+    elif topology:
+        from outrider.cli.topology import topology_document, topology_lines
+
+        session.answer(
+            [topology_document(one) for one in chosen],
+            lambda: say_all(line for one in chosen for line in (*topology_lines(one), "")),
+        )
+    else:
+        documents = [node_document(one) for one in chosen]
+        session.answer(documents, lambda: _show_nodes(documents))
+
+
+def _chosen(state: "PoolState", name: str | None) -> "list[Node]":
+    """One node or all, by name. Raises NotFoundError."""
+    from outrider.cli.exits import NotFoundError
+
+    if name is None:
+        return [node for _, node in sorted(state.nodes.items())]
+    if name not in state.nodes:
+        known = ", ".join(sorted(state.nodes)) or "none"
+        raise NotFoundError(f"no node {name!r} in the ledger (there: {known})")
+    return [state.nodes[name]]
+
+
+def _draw(session: Session, node: "Node", file: Path) -> None:
+    from outrider.cli.topology_svg import topology_svg
+    from outrider.local.record import write_atomically
+
+    write_atomically(file, topology_svg(node).encode())
+    session.answer({"node": node.name, "svg": str(file)}, lambda: click.echo(f"drew {file}"))
 
 
 def _local_records(session: Session) -> "tuple[ProcessRecord, ...]":
@@ -256,13 +299,10 @@ def drain(session: Session, node: str, undo: bool) -> None:
       outrider drain n2 --undo
     """
     from idl.records import DrainNode
-    from outrider.cli.exits import NotFoundError
     from outrider.cli.orders import give_orders
 
     view = session.view()
-    if node not in view.state.nodes:
-        known = ", ".join(sorted(view.state.nodes)) or "none"
-        raise NotFoundError(f"no node {node!r} in the ledger (there: {known})")
+    _chosen(view.state, node)
     give_orders(session, view, {node: DrainNode(node=node, drain=not undo)})
     done = "takes jobs again" if undo else "gets no more jobs"
     session.answer({"node": node, "draining": not undo}, lambda: click.echo(f"{node} {done}"))

@@ -77,6 +77,12 @@ def say(line: str) -> None:
     click.echo(printable(line))
 
 
+def say_all(lines: Iterable[str]) -> None:
+    """Several such lines."""
+    for line in lines:
+        say(line)
+
+
 def print_json(document: object) -> None:
     """One document, indented for people as `jq` does."""
     click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())

@@ -25,7 +25,11 @@ _DIR = click.option(
 @click.option("--kafka-nodes", type=int, default=1, show_default=True, help="Of apache: 1 or 3.")
 @click.option("--prefix", default="", help="Of all topic names.")
 @click.option("--coordinators", type=int, default=3, show_default=True)
-@click.option("--agents", type=int, default=2, show_default=True)
+@click.option("--agents", type=int, help="Default: 2, or as many as node profiles.")
+@click.option(
+    "--node-profile", metavar="NAME[,NAME...]",
+    help="Machines that the agents play in turn, simulated: jobs there get no GPU. `real`: this.",
+)  # fmt: skip
 @click.option("--queue", "queues", multiple=True, default=("default",), show_default=True,
               help="A queue to create; repeatable.")  # fmt: skip
 @click.option("--node-cpu", metavar="CPU", help="What each agent offers; default: an even share.")
@@ -42,6 +46,7 @@ def up(session: Session, **options: Any) -> None:
     Examples:
       outrider up
       outrider up --kafka apache --agents 1
+      outrider up --node-profile dgx-a100,v100-cube-mesh
       outrider up --queue fast --queue slow --node-cpu 2 --overcommit
       outrider up --name second --kafka 127.0.0.1:9092 --prefix second.
     """
@@ -49,10 +54,16 @@ def up(session: Session, **options: Any) -> None:
     from outrider.local.cluster import LocalCluster, LocalOptions
 
     cpu, memory = options.pop("node_cpu"), options.pop("node_memory")
+    profiles = tuple(filter(None, (options.pop("node_profile") or "").split(",")))
+    agents = options.pop("agents")
+    if agents is None:
+        agents = len(profiles) or 2
     cluster = LocalCluster.start(
         LocalOptions(
             node_cpu_millis=parse_cpu_millis(cpu) if cpu else None,
             node_memory_bytes=parse_bytes(memory) if memory else None,
+            node_profiles=profiles,
+            agents=agents,
             ready_timeout_s=parse_ms(options.pop("timeout")) / 1000,
             **options,
         ),

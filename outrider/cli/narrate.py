@@ -21,13 +21,29 @@ from idl.ledger import (
     Waiting,
 )
 from idl.records import AddMember, CancelJob, Command, RemoveMember, TransferLeader
+from idl.topology import format_cpu_list
 from idl.units import format_bytes, format_ms
 
 
 def _capacity(seen: NodeSeen) -> str:
     capacity = seen.capacity
     gpus = f", {len(capacity.gpus)} GPUs" if capacity.gpus else ""
-    return f"{capacity.cpu_millis / 1000:g} CPU, {format_bytes(capacity.memory_bytes)}{gpus}"
+    simulated = f", simulated {seen.topology.profile}" if seen.simulated else ""
+    offers = f"{capacity.cpu_millis / 1000:g} CPU, {format_bytes(capacity.memory_bytes)}{gpus}"
+    return offers + simulated
+
+
+def _given(decision: Assigned) -> str:
+    """Devices and CPUs of an attempt."""
+    given = [f"GPUs {', '.join(map(str, decision.gpus))}"] if decision.gpus else []
+    given += [f"MIG {', '.join(decision.mig)}"] if decision.mig else []
+    share = decision.share
+    if share is not None:
+        size = format_bytes(share.memory_bytes)
+        given.append(f"{share.millis}/1000 and {size} of GPU {share.gpu}")
+    given += [f"CPUs {format_cpu_list(decision.cpus)}"] if decision.cpus else []
+    given += [f"NUMA {', '.join(map(str, decision.mems))}"] if decision.mems else []
+    return "".join(f", {one}" for one in given)
 
 
 def _command(command: Command | None) -> str:
@@ -60,8 +76,8 @@ def _about_job(decision: Decision, at_ms: int) -> str:
         case Waiting():
             return f"job {decision.job} waits ({decision.code}): {decision.message}"
         case Assigned():
-            gpus = f", GPUs {', '.join(map(str, decision.gpus))}" if decision.gpus else ""
-            return f"job {decision.job} attempt {decision.attempt} placed on {decision.node}{gpus}"
+            where = f"{decision.node}{_given(decision)}"
+            return f"job {decision.job} attempt {decision.attempt} placed on {where}"
         case Started():
             return f"job {decision.job} attempt {decision.attempt} runs"
         case RetryScheduled():

@@ -69,6 +69,10 @@ class Job:
     interpreter its first line names (`sh` without one); `args` are its arguments.
     `payload`: what the job reads from stdin: bytes, text (UTF-8) or the `Path` of a file.
     Sizes: `"256Mi"`, bytes; `cpu`: `2`, `0.5` or `"500m"`; durations: `"30s"`, or seconds.
+    `gpus`: whole ones, or MIG instances of `gpu_profile` (`"1g.5gb"`); `gpu_model`: part of the
+    product name; `gpu_memory`: at least, each; `gpu_links`: `"nvlink"` wants them connected.
+    `gpu_share` (`0.25` or `"250m"` of one GPU) and `gpu_share_memory` take a part of one instead.
+    `cpu_pinning`: `"cores"` gives whole cores; `numa`: `"single"` keeps all in one domain.
     `retries`: attempts after the first. `require`: what a node must enforce to get the job;
     `allow_unenforced` takes names out of it. `start_within`: dead-letter the job when no attempt
     has started this long after it was accepted (0: wait for ever). `cpu_time`, `idle`: end the job
@@ -92,6 +96,14 @@ class Job:
     cpu: Quantity = 1
     memory: Quantity = "256Mi"
     gpus: int = 0
+    gpu_model: str = ""
+    gpu_memory: Quantity = 0
+    gpu_profile: str = ""
+    gpu_links: str = "any"
+    gpu_share: Quantity = 0
+    gpu_share_memory: Quantity = 0
+    cpu_pinning: str = "shared"
+    numa: str = "any"
     timeout: Quantity = "5m"
     grace: Quantity = "500ms"
     pids: int = 128
@@ -272,6 +284,14 @@ def _spec(job: Job) -> JobSpec:
             cpu_millis=parse_cpu_millis(job.cpu),
             memory_bytes=parse_bytes(job.memory),
             gpus=job.gpus,
+            gpu_model=job.gpu_model,
+            gpu_memory_bytes_min=parse_bytes(job.gpu_memory),
+            gpu_profile=job.gpu_profile,
+            gpu_links=job.gpu_links,  # type: ignore[arg-type] # `_typed` looks
+            gpu_share_millis=parse_cpu_millis(job.gpu_share),
+            gpu_share_memory_bytes=parse_bytes(job.gpu_share_memory),
+            cpu_pinning=job.cpu_pinning,  # type: ignore[arg-type] # `_typed` looks
+            numa=job.numa,  # type: ignore[arg-type] # `_typed` looks
         ),
         limits=_limits(job),
         retry=Retry(

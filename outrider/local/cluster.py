@@ -64,6 +64,8 @@ COORDINATORS_MAX: Final = 9
 AGENTS_MAX: Final = 64
 """More on one machine measures the machine, not Outrider; `chaos` simulates larger clusters."""
 SECRET_BYTES: Final = 32
+REAL: Final = "real"
+"""Among `node_profiles`: this machine itself."""
 EMBEDDED_NOTE: Final = (
     "the embedded broker keeps everything in memory: a restart loses queues, ledger and results; "
     "for a durable one use --kafka apache or --kafka HOST:PORT"
@@ -90,6 +92,7 @@ HERE: Final = Placement()
 class LocalOptions:
     """What `up` starts. `None` for a node's share: this machine divided evenly.
 
+    `node_profiles`: machines that the agents play in turn, simulated (`real`: this machine).
     `tune` changes the cluster file before it is written (tests: shorter timeouts); `env` is added
     to every coordinator's and agent's environment; `placed` puts a process, by its name, somewhere
     else (the chaos harness: a network namespace each).
@@ -105,6 +108,7 @@ class LocalOptions:
     queues: tuple[str, ...] = ("default",)
     node_cpu_millis: int | None = None
     node_memory_bytes: int | None = None
+    node_profiles: tuple[str, ...] = ()
     overcommit: bool = False
     ready_timeout_s: float = 60.0
     env: Mapping[str, str] = field(default_factory=dict)
@@ -400,11 +404,17 @@ class LocalCluster:
         self, index: int, share: machine.Share, port: int, options: LocalOptions
     ) -> None:
         name = f"n{index + 1}"
-        arguments = python_module(
-            "node_agent.agent", *self._common(name, port),
-            "--cpu", f"{share.cpu_millis}m", "--memory", str(share.memory_bytes),
-        )  # fmt: skip
-        note = f"offers {share}"
+        profiles = options.node_profiles or (REAL,)
+        profile = profiles[index % len(profiles)]
+        if profile == REAL:
+            part = f"{index + 1}/{options.agents}"
+            room = ("--cpu", f"{share.cpu_millis}m", "--memory", str(share.memory_bytes))
+            offers: tuple[str, ...] = (*room, "--gpus", part, "--cpus", part)
+            note = f"offers {share}"
+        else:
+            offers = ("--node-profile", profile)
+            note = f"simulated: plays {profile}, jobs get no GPU"
+        arguments = python_module("node_agent.agent", *self._common(name, port), *offers)
         self._spawn(self._planned(name, "agent", arguments, port, options, note))
 
     def _common(self, name: str, port: int) -> tuple[str, ...]:

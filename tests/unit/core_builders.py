@@ -4,6 +4,7 @@ from typing import Final
 
 from controlplane.core import events as e
 from controlplane.core.coordinator import Coordinator
+from controlplane.core.scheduler import Placement
 from dataplane.core.state import PoolState
 from idl import ledger as d
 from idl.control import AttemptStatus, AttemptView, IntentItem, NodeReport
@@ -86,6 +87,16 @@ class Story:
         return self.add(
             d.Assigned(job=job, attempt=attempt, node=node, incarnation=incarnation, gpus=gpus)
         )
+
+    def place(self, placement: Placement) -> "Story":
+        """Carries out what the scheduler planned."""
+        attempt = self.state.jobs[placement.job].attempt + 1
+        return self.add(
+            d.Assigned(
+                job=placement.job, attempt=attempt, node=placement.node,
+                incarnation=placement.incarnation, **placement.grant._asdict(),
+            )
+        )  # fmt: skip
 
     def start(self, job: str) -> "Story":
         return self.add(d.Started(job=job, attempt=self.state.jobs[job].attempt))

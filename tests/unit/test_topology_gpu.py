@@ -1,21 +1,18 @@
-"""GPUs through a fake NVML: machines from public ``nvidia-smi topo -m`` reports."""
+"""GPUs through our NVML adapter: machines from public ``nvidia-smi topo -m`` reports."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from node_agent.topology.gpu import (
-    NVLINKS_MAX,
-    GpuReport,
-    Nvml,
-    NvmlUnavailable,
-    PynvmlAdapter,
-    normal_bus_id,
-    read_gpus,
-)
-from node_agent.topology.node import read_topology
+import pytest
 
+from node_agent.topology.described import described_nvml, load_profile
+from node_agent.topology.gpu import NVLINKS_MAX, GpuReport, normal_bus_id, read_gpus
+from node_agent.topology.node import read_topology
+from node_agent.topology.nvml import Nvml, NvmlUnavailable
+
+NOT_SUPPORTED = 3
 # Eight V100 as a hybrid cube mesh: NVLinks between each pair.
 CUBE_MESH = (
     (0, 1, 2, 1, 0, 0, 0, 2),
@@ -29,105 +26,52 @@ CUBE_MESH = (
 )
 
 
-class FakeNvml:
-    """A driver for a made-up machine. ``links[i]`` lists (remote type, remote bus id)."""
-
-    def __init__(self, names: list[str], links: list[list[tuple[int, str]]], **broken: str) -> None:
-        self._names, self._links, self._broken = names, links, broken
-        self.closed = False
-
-    def _answer(self, query: str, value: Any) -> Any:
-        if query in self._broken:
-            raise NvmlUnavailable(self._broken[query])
-        return value
-
-    def driver_version(self) -> str:
-        return str(self._answer("driver_version", "570.86.15"))
-
-    def count(self) -> int:
-        return int(self._answer("count", len(self._names)))
-
-    def handle(self, index: int) -> Any:
-        return index
-
-    def uuid(self, handle: Any) -> str:
-        return f"GPU-{int(handle):04d}"
-
-    def name(self, handle: Any) -> str:
-        return str(self._names[handle])
-
-    def memory_bytes(self, handle: Any) -> int:
-        return int(self._answer("memory_bytes", 32 << 30))
-
-    def pci_bus_id(self, handle: Any) -> str:
-        return f"0000{bus(handle).upper()}"
-
-    def numa_node(self, handle: Any) -> int:
-        return int(self._answer("numa_node", handle // 4))
-
-    def minor(self, handle: Any) -> int:
-        return int(self._answer("minor", handle))
-
-    def compute_capability(self, handle: Any) -> tuple[int, int]:
-        return (7, 0)
-
-    def link_active(self, handle: Any, link: int) -> bool:
-        return link < len(self._links[handle])
-
-    def link_remote_type(self, handle: Any, link: int) -> int:
-        return int(self._answer("link_remote_type", self._links[handle][link][0]))
-
-    def link_remote_bus_id(self, handle: Any, link: int) -> str:
-        return str(self._links[handle][link][1])
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def bus(index: int) -> str:
-    return f"0000:{0x10 + index:02x}:00.0"
-
-
-def cube_mesh(**broken: str) -> FakeNvml:
-    links = [
-        [(0, bus(other)) for other, count in enumerate(row) for _ in range(count)]
-        for row in CUBE_MESH
-    ]
-    return FakeNvml(["Tesla V100-SXM2-32GB"] * 8, links, **broken)
-
-
-def report_of(nvml: FakeNvml) -> GpuReport:
+def report_of(profile: str, **faults: Any) -> GpuReport:
+    nvml = described_nvml(load_profile(profile), **faults)
     report = read_gpus(lambda: nvml)
-    assert nvml.closed
+    assert not nvml._nvml.is_open
     return report
 
 
 def test_hybrid_cube_mesh() -> None:
-    report = report_of(cube_mesh())
+    report = report_of("v100-cube-mesh")
     assert report.nvlinks == CUBE_MESH and report.reason == ""
     gpu = report.gpus[5]
-    assert (gpu.index, gpu.uuid, gpu.minor, gpu.numa_node) == (5, "GPU-0005", 5, 1)
-    assert gpu.pcie_bus_id == bus(5) and gpu.cuda_compute_capability == "7.0"
-    assert gpu.memory_bytes == 32 << 30 and gpu.driver_version == "570.86.15"
+    assert (gpu.index, gpu.minor, gpu.architecture) == (5, 5, "volta")
+    assert gpu.uuid.startswith("GPU-") and gpu.cuda_compute_capability == "7.0"
+    assert gpu.memory_bytes == 32 << 30 and report.driver_version == "570.86.15"
+    assert gpu.cpus == "24-47,72-95" and gpu.compute_mode == "default" and gpu.ecc
+    assert len({one.uuid for one in report.gpus}) == 8
 
 
-def test_behind_nvswitch_every_pair_is_equal() -> None:
-    links = [[(2, f"0000:a{switch % 4}:00.0") for switch in range(12)] for _ in range(8)]
-    report = report_of(FakeNvml(["A100-SXM4-40GB"] * 8, links))
-    for a in range(8):
-        assert report.nvlinks[a] == tuple(0 if a == b else 12 for b in range(8))
+@pytest.mark.parametrize(
+    ("profile", "links"),
+    [("dgx-a100", 12), ("a100-two-socket", 12), ("hgx-h100", 18), ("dgx-2", 6), ("gb200", 18)],
+)
+def test_behind_nvswitch_every_pair_is_equal(profile: str, links: int) -> None:
+    report = report_of(profile)
+    size = len(report.gpus)
+    for a in range(size):
+        assert report.nvlinks[a] == tuple(0 if a == b else links for b in range(size))
+    assert links <= NVLINKS_MAX
 
 
-def test_a_gpu_with_fewer_live_links_bounds_its_pairs() -> None:
-    links = [[(2, "0000:a0:00.0")] * count for count in (18, 18, 9)]
-    report = report_of(FakeNvml(["H100"] * 3, links))
-    assert report.nvlinks == ((0, 18, 9), (18, 0, 9), (9, 9, 0))
-    assert NVLINKS_MAX >= 18
+@pytest.mark.parametrize("profile", ["l40s-pcie", "t4-pcie", "workstation-5090"])
+def test_pcie_machines_have_no_links(profile: str) -> None:
+    assert not any(map(any, report_of(profile).nvlinks))
 
 
-def test_pcie_machine_has_no_links() -> None:
-    report = report_of(FakeNvml(["L40S"] * 2, [[], []]))
-    assert report.nvlinks == ((0, 0), (0, 0))
+def test_mig_instances_have_their_profile_memory_and_place() -> None:
+    (gpu,) = report_of("a100-mig").gpus
+    assert gpu.mig_mode
+    assert [(m.profile, m.start, m.size, m.compute_slices) for m in gpu.mig] == [
+        ("3g.20gb", 4, 4, 3), ("2g.10gb", 2, 2, 2), ("1g.5gb", 0, 1, 1), ("1g.5gb", 1, 1, 1),
+    ]  # fmt: skip
+    assert {m.parent_uuid for m in gpu.mig} == {gpu.uuid}
+    assert sum(m.memory_bytes for m in gpu.mig) <= gpu.memory_bytes
+    assert all(m.uuid.startswith("MIG-") for m in gpu.mig)
+    no_place = report_of("a100-mig", broken={"nvmlDeviceGetGpuInstanceById": NOT_SUPPORTED})
+    assert [m.start for m in no_place.gpus[0].mig] == [-1] * 4, "one field is lost, not the part"
 
 
 def test_no_driver_is_a_reason_not_an_error() -> None:
@@ -135,27 +79,65 @@ def test_no_driver_is_a_reason_not_an_error() -> None:
         raise NvmlUnavailable("driver not loaded")
 
     assert read_gpus(connect) == GpuReport(reason="driver not loaded")
-    broken = report_of(cube_mesh(count="driver hung"))
-    assert broken.gpus == () and broken.reason == "driver hung"
+    broken = report_of("v100-cube-mesh", broken={"nvmlDeviceGetCount": 999})
+    assert broken.gpus == () and broken.reason == "nvmlDeviceGetCount: error 999"
 
 
-def test_one_broken_query_loses_one_field() -> None:
-    report = report_of(cube_mesh(memory_bytes="not supported", minor="not supported"))
-    assert len(report.gpus) == 8
-    assert report.gpus[0].memory_bytes == 0 and report.gpus[0].minor is None
+@pytest.mark.parametrize(
+    ("query", "field", "otherwise"),
+    [
+        ("nvmlDeviceGetMemoryInfo", "memory_bytes", 0),
+        ("nvmlDeviceGetMinorNumber", "minor", -1),
+        ("nvmlDeviceGetName", "product_name", ""),
+        ("nvmlDeviceGetArchitecture", "architecture", ""),
+        ("nvmlDeviceGetCudaComputeCapability", "cuda_compute_capability", ""),
+        ("nvmlDeviceGetPciInfo", "pcie_bus_id", ""),
+        ("nvmlDeviceGetCpuAffinityWithinScope", "cpus", ""),
+        ("nvmlDeviceGetComputeMode", "compute_mode", ""),
+        ("nvmlDeviceGetPersistenceMode", "persistence", False),
+        ("nvmlDeviceGetEccMode", "ecc", False),
+        ("nvmlDeviceGetMigMode", "mig_mode", False),
+    ],
+)
+def test_one_broken_query_loses_one_field(query: str, field: str, otherwise: object) -> None:
+    whole = report_of("dgx-a100")
+    report = report_of("dgx-a100", broken={query: NOT_SUPPORTED})
+    assert [getattr(gpu, field) for gpu in report.gpus] == [otherwise] * 8
+    for gpu, other in zip(report.gpus, whole.gpus, strict=True):
+        names = set(gpu.__struct_fields__) - {field}
+        assert all(getattr(gpu, name) == getattr(other, name) for name in names)
+    assert report.driver_version == whole.driver_version and report.pcie == whole.pcie
+
+
+def test_a_gpu_that_fell_off_the_bus_is_listed_with_the_reason() -> None:
+    report = report_of("hgx-h100", lost=frozenset({3}))
+    assert [bool(gpu.unhealthy) for gpu in report.gpus] == [i == 3 for i in range(8)]
+    assert "GPU is lost" in report.gpus[3].unhealthy
+    assert report.nvlinks[3] == (0,) * 8 and report.nvlinks[0][1] == 18
+
+
+def test_without_the_driver_s_levels_sysfs_gives_the_same() -> None:
+    from tests.unit.machines import machine
+
+    for profile in ("dgx-a100", "dgx-2", "l40s-pcie", "workstation-5090", "v100-cube-mesh"):
+        assert report_of(profile, broken={"nvmlDeviceGetTopologyCommonAncestor": 3}).pcie == ()
+        assert machine(profile).parts.pcie == report_of(profile).pcie
 
 
 def test_numa_node_falls_back_to_sysfs(tmp_path: Path) -> None:
-    device = tmp_path / "sys/bus/pci/devices" / bus(2)
+    described = load_profile("v100-cube-mesh")
+    nvml = described_nvml(described, broken={"nvmlDeviceGetCpuAffinityWithinScope": 3})
+    bus_id = normal_bus_id(nvml.pci_bus_id(2))
+    device = tmp_path / "sys/bus/pci/devices" / bus_id
     device.mkdir(parents=True)
-    (device / "numa_node").write_text("1\n")
+    (device / "numa_node").write_text("0\n")
     node = read_topology(
         sysfs=tmp_path / "sys",
         proc=tmp_path / "proc",
         affinity=frozenset({0}),
-        connect=lambda: cube_mesh(numa_node="not supported"),
+        connect=lambda: nvml,
     )
-    assert [gpu.numa_node for gpu in node.gpus[:4]] == [None, None, 1, None]
+    assert [gpu.numa_node for gpu in node.gpus[:4]] == [-1, -1, 0, -1]
     assert node.nvlinks == CUBE_MESH
 
 
@@ -173,11 +155,20 @@ def test_the_adapter_turns_driver_errors_and_missing_calls_into_reasons() -> Non
         def nvmlDeviceGetCount() -> int:
             raise Module.NVMLError("Driver Not Loaded")
 
-    adapter = PynvmlAdapter(Module)
+    adapter = Nvml(Module)
     for query in (adapter.count, adapter.driver_version):
-        try:
+        with pytest.raises(NvmlUnavailable, match="nvml"):
             query()
-        except NvmlUnavailable as error:
-            assert "nvml" in str(error)
-        else:
-            raise AssertionError("expected NvmlUnavailable")
+
+
+def test_every_function_we_call_is_one_of_the_binding() -> None:
+    """The described driver stands in for pynvml: it must not invent functions."""
+    import pynvml
+
+    from node_agent.topology.described_nvml import DescribedDriver
+
+    ours = [name for name in dir(DescribedDriver) if name.startswith(("nvml", "NVML"))]
+    assert len(ours) > 30
+    assert not [name for name in ours if not hasattr(pynvml, name)]
+    for name in (n for n in ours if n.isupper() and n != "NVMLError"):
+        assert getattr(pynvml, name) == getattr(DescribedDriver, name), name

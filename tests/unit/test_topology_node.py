@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from idl.topology import format_cpu_list, parse_cpu_list
 from node_agent.topology.cpu import Core, meminfo_bytes, memory_limit_bytes
-from node_agent.topology.gpu import Nvml, NvmlUnavailable
 from node_agent.topology.node import NodeTopology, read_topology
+from node_agent.topology.nvml import Nvml, NvmlUnavailable
 
 GIB = 1 << 30
 
