@@ -20,7 +20,7 @@ from idl.members import Members
 from idl.records import AttemptStory, DeadLetter
 from idl.topology import Topology
 
-IMAGE_VERSION: Final = 2
+IMAGE_VERSION: Final = 3
 """Of `Image` and all that it holds. Another one is refused: the ledger has the same, only slower.
 Raise it with every change of what a state says, of its hash or of its digest."""
 
