@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -64,16 +64,28 @@ from node_agent.core.recovery import (
 from node_agent.journal import Journal
 from node_agent.keeper import LauncherKeeper
 from node_agent.metrics import Metrics
-from node_agent.report import Offer, build_report, gpu_devices, offered, with_devices
+from node_agent.report import (
+    Offer,
+    build_report,
+    gpu_devices,
+    offered,
+    with_devices,
+    with_health,
+)
 from node_agent.runner import AttemptRunner, RunnerPorts
 from node_agent.sandbox.plan import SandboxUnavailable
 from node_agent.sandbox.settings import ORPHAN_GRACE_S, SandboxSettings, interpreter_paths
 from node_agent.state import StateDir, boot_id, state_path
 from node_agent.topology.described import load_profile, read_described
+from node_agent.topology.health import HealthWatch
 from node_agent.topology.node import NodeTopology, read_topology
+from node_agent.topology.nvml import connect_nvml
 
 STOP_GRACE_S: Final = 5.0
 """After SIGTERM, how long the results of killed attempts may take to reach Kafka."""
+
+GPU_HEALTH_S: Final = 10.0
+"""Between looks at the GPUs: ten cheap questions each, and whatever events the driver has."""
 
 log = logging.getLogger("agent")
 
@@ -188,6 +200,8 @@ class Agent:
         self._crew.spawn(self._keeper.watch(self._metrics.launcher_restarted))
         self._crew.spawn(self._repeat(self._settings.nodes.heartbeat_ms, self._heartbeat))
         self._crew.spawn(self._repeat(self._settings.nodes.report_ms, self._send_report))
+        if self._report.topology.gpus and not self._report.simulated:
+            self._crew.spawn(self._watch_gpus())
         self._readiness.have("intents")
         log.info("ready", extra={"enforces": self._report.enforces, "gpus": self._gpu_words()})
 
@@ -310,6 +324,33 @@ class Agent:
         while True:
             act()
             await asyncio.sleep(period_ms / 1000)
+
+    async def _watch_gpus(self) -> None:
+        """Takes a GPU that fell ill out of the offer, and back in when it is well again."""
+        uuids = tuple(gpu.uuid for gpu in self._report.topology.gpus)
+        watch = HealthWatch(connect_nvml, uuids)
+        fixed = {gpu.uuid: gpu.unhealthy for gpu in self._report.topology.gpus if gpu.unhealthy}
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                found = fixed | await loop.run_in_executor(None, watch.look)
+                for uuid in uuids:
+                    reading = watch.readings.get(uuid)
+                    values = {} if reading is None else reading._asdict()
+                    self._metrics.gpu(uuid, uuid not in found, values)
+                self._take_health(found)
+                await asyncio.sleep(GPU_HEALTH_S)
+        finally:
+            watch.close()
+
+    def _take_health(self, reasons: Mapping[str, str]) -> None:
+        report = with_health(self._report, reasons)
+        if report == self._report:
+            return
+        self._report = report
+        self._core.offer(report.capacity)
+        log.warning("GPUs changed", extra={"gpus": self._gpu_words()})
+        self._send_report()
 
     def _gpu_words(self) -> str:
         """How many GPUs are offered, or why none is."""

@@ -1,5 +1,7 @@
 """Prometheus metrics of an agent."""
 
+from collections.abc import Mapping
+
 from prometheus_client import Counter, Gauge, Histogram
 
 from idl.records import AttemptResult
@@ -30,7 +32,31 @@ class Metrics:
         self._restarts = Counter(
             "outrider_launcher_restarts", "Launchers started because one died.", names
         ).labels(**self._labels)
+        gpu_names = [*names, "gpu"]
+        self._gpus = {
+            "temperature_c": Gauge(
+                "outrider_gpu_temperature_celsius", "Temperature of the die.", gpu_names
+            ),
+            "power_mw": Gauge("outrider_gpu_power_milliwatts", "Of the board.", gpu_names),
+            "memory_used_bytes": Gauge(
+                "outrider_gpu_memory_used_bytes", "Memory in use by anybody.", gpu_names
+            ),
+            "processes": Gauge("outrider_gpu_processes", "Compute processes.", gpu_names),
+            "uncorrected_errors": Gauge(
+                "outrider_gpu_uncorrected_errors", "Double-bit ECC errors.", gpu_names
+            ),
+        }
+        self._healthy = Gauge(
+            "outrider_gpu_healthy", "1: offered; 0: taken out of the capacity.", gpu_names
+        )
         self._counted: dict[str, int] = {}
+
+    def gpu(self, uuid: str, healthy: bool, readings: Mapping[str, int | None]) -> None:
+        """How one GPU does; readings that the driver does not give keep their last value."""
+        self._healthy.labels(**self._labels, gpu=uuid).set(int(healthy))
+        for name, value in readings.items():
+            if value is not None:
+                self._gpus[name].labels(**self._labels, gpu=uuid).set(value)
 
     def ended(self, result: AttemptResult) -> None:
         """One attempt is over."""

@@ -1,5 +1,6 @@
 """The node's report: what it offers, what it can and cannot enforce, what it is made of."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, get_args
 
@@ -110,12 +111,17 @@ def with_devices(topology: Topology, devices: GpuDevices) -> Topology:
     return replace(topology, gpus=tuple(gpus))
 
 
-def capacity_of(topology: NodeTopology, offer: Offer, parts: Topology) -> Capacity:
-    """What is offered, never more CPUs and memory than asked for; healthy, undivided GPUs."""
-    return Capacity(
-        cpu_millis=offer.cpu_millis or 1000 * len(topology.cpus),
-        memory_bytes=_memory(topology, offer),
-        gpus=tuple(gpu.index for gpu in parts.gpus if not gpu.unhealthy and not gpu.mig_mode),
+def whole_gpus(parts: Topology) -> tuple[int, ...]:
+    """Indices of the healthy, undivided GPUs."""
+    return tuple(gpu.index for gpu in parts.gpus if not gpu.unhealthy and not gpu.mig_mode)
+
+
+def with_health(report: NodeReport, reasons: Mapping[str, str]) -> NodeReport:
+    """The report where the GPUs in `reasons` (by UUID) are ill and all others well."""
+    gpus = tuple(replace(gpu, unhealthy=reasons.get(gpu.uuid, "")) for gpu in report.topology.gpus)
+    parts = replace(report.topology, gpus=gpus)
+    return replace(
+        report, topology=parts, capacity=replace(report.capacity, gpus=whole_gpus(parts))
     )
 
 
@@ -136,7 +142,11 @@ def build_report(
         pool=pool,
         node=node,
         incarnation=incarnation,
-        capacity=capacity_of(topology, offer, parts),
+        capacity=Capacity(
+            cpu_millis=offer.cpu_millis or 1000 * len(topology.cpus),
+            memory_bytes=_memory(topology, offer),
+            gpus=whole_gpus(parts),
+        ),
         enforces=tuple(name for name in _LIMITS if Limit(name) in enforced),
         missing={
             limit.value: why for limit, why in enforcement.missing.items() if limit not in enforced

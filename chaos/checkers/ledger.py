@@ -102,7 +102,7 @@ def room(history: History) -> Verdict:
     problems: list[str] = []
     asked: dict[str, tuple[int, int]] = {}
     offers: dict[str, Capacity] = {}
-    held: dict[str, dict[str, tuple[int, int, tuple[int, ...]]]] = {}
+    held: dict[str, dict[str, tuple[int, int, Assigned]]] = {}
     fullest = 0.0
     for read, decision in _decisions(history):
         match decision:
@@ -113,10 +113,11 @@ def room(history: History) -> Verdict:
             case Released(job=job):
                 for attempts_there in held.values():
                     attempts_there.pop(job, None)
-            case Assigned(job=job, node=node, gpus=gpus):
+            case Assigned(job=job, node=node):
                 there = held.setdefault(node, {})
-                there[job] = (*asked.get(job, (0, 0)), gpus)
-                problem, share = _over(node, offers.get(node), there)
+                cpu, memory = asked.get(job, (0, 0))
+                there[job] = (max(cpu, 1000 * len(decision.cpus)), memory, decision)
+                problem, share = _over(decision, offers.get(node), there)
                 fullest = max(fullest, share)
                 if problem:
                     problems.append(f"offset {read.offset}: {problem} (with {job})")
@@ -126,20 +127,32 @@ def room(history: History) -> Verdict:
 
 
 def _over(
-    node: str, offer: Capacity | None, there: dict[str, tuple[int, int, tuple[int, ...]]]
+    new: Assigned, offer: Capacity | None, there: dict[str, tuple[int, int, Assigned]]
 ) -> tuple[str, float]:
+    node = new.node
     if offer is None:
         return f"{node} gets an attempt and was never seen", 0.0
     cpu = sum(one[0] for one in there.values())
     memory = sum(one[1] for one in there.values())
-    gpus = [gpu for one in there.values() for gpu in one[2]]
+    decisions = [one[2] for one in there.values()]
+    gpus = [gpu for one in decisions for gpu in one.gpus]
+    apart = [*gpus, *(uuid for one in decisions for uuid in one.mig)]
+    cpus = [cpu for one in decisions for cpu in one.cpus]
+    shares: dict[int, int] = {}
+    for one in decisions:
+        if one.share is not None:
+            shares[one.share.gpu] = shares.get(one.share.gpu, 0) + one.share.millis
     share = max(cpu / max(1, offer.cpu_millis), memory / max(1, offer.memory_bytes))
     if cpu > offer.cpu_millis:
         return f"{node} offers {offer.cpu_millis}m CPU and holds {cpu}m", share
     if memory > offer.memory_bytes:
         return f"{node} offers {offer.memory_bytes} bytes and holds {memory}", share
-    if len(gpus) != len(set(gpus)) or not set(gpus) <= set(offer.gpus):
+    if len(gpus) != len(set(gpus)) or not set(new.gpus) <= set(offer.gpus):
         return f"{node} offers GPUs {offer.gpus} and holds {sorted(gpus)}", share
+    if len(apart) != len(set(apart)) or len(cpus) != len(set(cpus)):
+        return f"{node} holds a MIG instance or a pinned CPU twice", share
+    if set(shares) & set(gpus) or any(millis > 1000 for millis in shares.values()):
+        return f"{node} shares out more than a GPU: {shares}, whole {sorted(gpus)}", share
     return "", share
 
 

@@ -119,6 +119,12 @@ class DescribedDriver:
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
         return self._gpu(index)
 
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
+        for index in range(len(self._machine.gpus.devices)):
+            if uuid == f"GPU-{self._uuid(index)}":
+                return self._gpu(index)
+        raise DescribedError(_NOT_FOUND)
+
     def nvmlDeviceGetUUID(self, handle: Any) -> str:
         if isinstance(handle, tuple):
             return f"MIG-{self._uuid(*handle)}"

@@ -79,6 +79,10 @@ class Nvml:
         """The GPU at this index, in PCI order."""
         return self._call("nvmlDeviceGetHandleByIndex", index)
 
+    def handle_of(self, uuid: str) -> Any:
+        """The GPU of this UUID, whatever its index is now."""
+        return self._call("nvmlDeviceGetHandleByUUID", uuid)
+
     def uuid(self, handle: Any) -> str:
         """`GPU-…` or `MIG-…`."""
         return str(self._call("nvmlDeviceGetUUID", handle))
