@@ -134,15 +134,29 @@ class JobCgroup:
         groups = list({id(group): group for group in self.v1.values()}.values())
         return [*groups, self.v2] if self.v2 else groups
 
+    def hold(self) -> None:
+        """From the start: enough for init, which sets the sandbox up alone.
+
+        On v1 nothing is said about swap yet: memory.limit_in_bytes could not be raised above it.
+        """
+        memory, pids = str(limits.SET_UP_MEMORY_BYTES), str(limits.SET_UP_PIDS_MAX)
+        if self.v2 and "memory" in self._v2_holds:
+            write_at(self.v2.fd, "memory.max", memory)
+        if self.v2 and "pids" in self._v2_holds:
+            write_at(self.v2.fd, "pids.max", pids)
+        if "pids" in self.v1:
+            write_at(self.v1["pids"].fd, "pids.max", pids)
+        if "memory" in self.v1:
+            write_at(self.v1["memory"].fd, "memory.limit_in_bytes", memory)
+            self._watch_oom(self.v1["memory"].fd)
+
     def limit(self, wanted: limits.Limits, disks: list[str]) -> None:
-        """What holds from the start: v2 files where v2 holds the controller, v1 files elsewhere."""
+        """The job's own: v2 files where v2 holds the controller, v1 files elsewhere."""
         if self.v2:
             write_all(self.v2.fd, limits.v2_files(wanted, self._v2_holds, disks))
         for controller, files in limits.v1_files(wanted, disks).items():
             if controller in self.v1:
                 write_all(self.v1[controller].fd, files)
-        if "memory" in self.v1:
-            self._watch_oom(self.v1["memory"].fd)
 
     def limit_cpu(self, cpu_millis: int) -> None:
         """The CPU quota: written when the job is about to start, which else paid for its sandbox.

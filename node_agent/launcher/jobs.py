@@ -47,7 +47,11 @@ class Job:
     def __init__(self, shape: Shape, slot: int, cgroup: JobCgroup) -> None:
         self.shape, self.slot, self.cgroup = shape, slot, cgroup
         self.pid = self.pidfd = -1
-        self.control: socket | None = None
+        # Opened ahead of the fork: whatever the launcher does between two forks costs it a page
+        # fault for every page that it writes to.
+        self._join_fds = cgroup.join_fds()
+        ours, self._theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)
+        self.control: socket | None = ours
         self.work_fd = -1
         self.ready = False  # init has given up everything and waits for its command
         self.key = ""
@@ -73,25 +77,21 @@ class Job:
     # --- starting -----------------------------------------------------------------------------
     def launch(self, shared: Shared, ids: tuple[int, int]) -> None:
         """Fork init into its namespaces and cgroups. Raises OSError; nothing runs then."""
-        join_fds = self.cgroup.join_fds()
-        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)
         pidfd = ctypes.c_int(-1)
         try:
             self.pid = kernel.clone3(_NAMESPACES, pidfd, self.cgroup.into_fd)
             if self.pid == 0:
-                child.run_init(shared, self.shape, ids, theirs, join_fds)
-        except OSError:
-            ours.close()
-            raise
+                child.run_init(shared, self.shape, ids, self._theirs, self._join_fds)
         finally:
-            theirs.close()
-            for fd in join_fds:
+            self._theirs.close()
+            for fd in self._join_fds:
                 os.close(fd)
-        self.pidfd, self.control = pidfd.value, ours
+        self.pidfd = pidfd.value
 
-    def assign(self, spec: JobSpec, stdio: list[int]) -> None:
-        """Give the sandbox its job, whose limits are in force; it starts as soon as init is ready.
-        Takes ``stdio``."""
+    def assign(self, spec: JobSpec, stdio: list[int], disks: list[str]) -> None:
+        """Give the sandbox its job; it starts as soon as init is ready. Takes ``stdio``, unless a
+        limit cannot be written: then it raises OSError and nothing may run here."""
+        self.cgroup.limit(_limits(spec), disks)
         self.key, self._spec, self._stdio = spec.key, spec, stdio
         self.wall_ms, self.grace_ms = spec.wall_ms, spec.grace_ms
         self.result_bytes_max = spec.result_bytes_max
@@ -319,26 +319,30 @@ class Job:
         self.cgroup.close_watch()
 
 
-def prepare(tree: Tree, name: str, spec: JobSpec, slot: int) -> Job:
-    """Make the job's cgroups and write its limits; on failure nothing is left behind."""
-    shape = spec.shape
-    wanted = Limits(
-        spec.memory_bytes,
-        spec.pids_max + 1,  # one more than the job may have: init is in the group too
-        spec.swap_bytes,
-        shape.io,
-        shape.cpus,
-        shape.mems,
-    )
+def make(tree: Tree, name: str, shape: Shape, slot: int) -> Job:
+    """A sandbox that is still to be launched, in cgroups of its own that hold init alone; on
+    failure nothing is left behind."""
+    wanted = Limits(0, 0, 0, shape.io, shape.cpus, shape.mems)
     cgroup = tree.make(name, wanted.on_demand)
     try:
-        cgroup.limit(wanted, tree.disks)
-        tree.grant_devices(cgroup, spec.shape.devices)
+        cgroup.hold()
+        tree.grant_devices(cgroup, shape.devices)
     except OSError:
         cgroup.close_watch()
         cgroup.remove()
         raise
-    return Job(spec.shape, slot, cgroup)
+    return Job(shape, slot, cgroup)
+
+
+def _limits(spec: JobSpec) -> Limits:
+    return Limits(
+        spec.memory_bytes,
+        spec.pids_max + 1,  # one more than the job may have: init is in the group too
+        spec.swap_bytes,
+        spec.shape.io,
+        spec.shape.cpus,
+        spec.shape.mems,
+    )
 
 
 def _decode(status: int | None) -> tuple[int | None, int | None]:

@@ -13,6 +13,10 @@ import stat
 
 # CFS bandwidth period; the kernel's default, and long enough that 10 millis stay above its 1 ms.
 CPU_PERIOD_US = 100_000
+# What init may use before there is a job: its pages (1.5 MB) and those of mounts; less than any
+# plan's memory (plan.MEMORY_BYTES_MIN). It starts nobody.
+SET_UP_MEMORY_BYTES = 8 << 20
+SET_UP_PIDS_MAX = 1
 # File systems that live in memory: nothing to throttle behind them.
 _IN_MEMORY = frozenset({"tmpfs", "ramfs", "proc", "sysfs", "devtmpfs", "rootfs", "hugetlbfs"})
 # Controllers that only some jobs need. On v1 each is a directory of its own to make, join and

@@ -8,6 +8,7 @@ without any agent is everything killed and removed. In the end the launcher ends
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
@@ -32,9 +33,10 @@ from _socket import (
 
 from node_agent.launcher import jobs, kernel, probe, setup
 from node_agent.launcher.cgroups import JobCgroup
-from node_agent.launcher.child import JobSpec
+from node_agent.launcher.child import JobSpec, Shape
 from node_agent.launcher.jobs import Job
 from node_agent.launcher.kept import Feed, Kept, Outputs, detached
+from node_agent.launcher.prepared import Prepared
 from node_agent.launcher.rootfs import StepError
 
 # The agent's next process may be of another version: it does not talk to a launcher that says
@@ -74,10 +76,11 @@ class Launcher:
     """Owns the jobs of one agent."""
 
     def __init__(
-        self, doors: Doors, environment: setup.Environment, slots: int, orphan_grace_s: float
+        self, doors: Doors, environment: setup.Environment, settings: dict[str, object]
     ) -> None:
         self._doors, self._env = doors, environment
-        self._orphan_grace_s = orphan_grace_s
+        self._orphan_grace_s = float(str(settings["orphan_grace_s"]))
+        self._prepared = Prepared(int(str(settings["prepared"])))
         self._orphan_ends_at = _NEVER
         self._jobs: dict[str, Job] = {}
         self._kept: dict[str, Kept] = {}
@@ -88,7 +91,7 @@ class Launcher:
         for fd in (self._agent_fd, self._listener_fd, doors.stop_fd):
             if fd >= 0:
                 self._poll.register(fd, select.EPOLLIN)
-        self._free_slots = list(range(slots))
+        self._free_slots = list(range(_slots(settings)))
         self._sequence = 0
         self._dying: list[JobCgroup] = []
         # Answers the agent has not taken yet: a few a job at most, and jobs are bounded by slots.
@@ -108,7 +111,7 @@ class Launcher:
     # --- the loop -----------------------------------------------------------------------------
     def run(self) -> None:
         """Until told to close, or nobody is left to serve; then until nothing is left."""
-        while not self._closing or self._jobs:
+        while not self._closing or self._jobs or self._prepared.alive:
             for fd, event in self._poll.poll(self._timeout_s()):
                 self._on_event(fd, event)
             now = time.monotonic()
@@ -118,6 +121,8 @@ class Launcher:
                         job.looks.output = True
                     job.on_time(now)
             self._dying = [cgroup for cgroup in self._dying if not cgroup.remove()]
+            if self._doors.agent is not None and not self._closing:
+                self._prepare()
             if now >= self._orphan_ends_at and not self._closing:
                 self._shut_down(f"no agent came for {self._orphan_grace_s:g} s")
         self._remove_all()
@@ -166,7 +171,7 @@ class Launcher:
             answer = job.on_control()
             if answer == "started":
                 self._announce(job)
-            elif answer == "closed":
+            if answer in {"started", "closed"}:  # what else init says is read when it has ended
                 self._forget_fd(fd)
         elif kind == "oom":
             job.on_oom(time.monotonic())
@@ -281,6 +286,8 @@ class Launcher:
         for job in self._jobs.values():
             job.ended_by, job.why = job.ended_by or "killed", job.why or why
             job.kill_now()
+        for job in self._prepared.alive:
+            job.kill_now()
 
     # --- jobs ---------------------------------------------------------------------------------
     def _start(self, message: dict[str, object], fds: list[int]) -> None:
@@ -299,8 +306,6 @@ class Launcher:
         if len(fds) > _RUN_FDS:
             self._feeds[key] = Feed(*fds[_RUN_FDS:])
         try:
-            if not self._free_slots:
-                raise OSError(errno.EAGAIN, "all job slots are taken")
             job = self._launch(JobSpec(message), stdio)
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "?")
@@ -310,7 +315,6 @@ class Launcher:
             self._end(key, {"cause": "sandbox_failed", "detail": detail}, (-1, -1))
             return
         self._jobs[key] = job
-        self._watch(job)
         feed = self._feeds.get(key)
         if feed is not None:
             self._by_fd[feed.pipe_fd] = (job, "feed")
@@ -318,20 +322,58 @@ class Launcher:
 
     def _launch(self, spec: JobSpec, stdio: list[int]) -> Job:
         """Takes ``stdio`` unless it raises OSError."""
+        job = self._prepared.take(spec.shape) or self._fork([spec.shape])[0]
+        try:
+            job.assign(spec, stdio, self._env.tree.disks)
+        except OSError:
+            self._prepared.ending.append(job)
+            job.kill_now()
+            raise
+        return job
+
+    def _fork(self, shapes: list[Shape]) -> list[Job]:
+        """New sandboxes that wait for their jobs: all, or as many as could be made and an OSError
+        if that is none."""
+        made: list[Job] = []
+        problem: OSError | None = None
+        for shape in shapes:
+            try:
+                made.append(self._make(shape))
+            except OSError as error:
+                problem = error
+                break
+        forked: list[Job] = []
+        for job in made:
+            try:
+                job.launch(self._env.shared, self._env.ids(job.slot))
+                forked.append(job)
+            except OSError as error:
+                problem = error
+                self._release(job)
+        for job in forked:
+            self._watch(job)
+        if problem is not None and not forked:
+            raise problem
+        return forked
+
+    def _make(self, shape: Shape) -> Job:
+        if not self._free_slots:
+            raise OSError(errno.EAGAIN, "all job slots are taken")
         self._sequence += 1
         if self._sequence % _COLLECT_EVERY_JOBS == 0:
             gc.collect()
-        slot = self._free_slots[-1]
-        job = jobs.prepare(self._env.tree, _cgroup_name(self._sequence, spec.key), spec, slot)
-        try:
-            job.launch(self._env.shared, self._env.ids(slot))
-        except OSError:
-            job.close()
-            self._dying.append(job.cgroup)
-            raise
+        job = jobs.make(self._env.tree, f"j{self._sequence}", shape, self._free_slots[-1])
         self._free_slots.pop()
-        job.assign(spec, stdio)
         return job
+
+    def _prepare(self) -> None:
+        """Sandboxes for jobs that will come, judging by those that came."""
+        missing = self._prepared.missing()
+        if missing:
+            with contextlib.suppress(OSError):  # a job that finds none makes its own, or says why
+                self._prepared.waiting += self._fork(missing)
+        for job in self._prepared.surplus():
+            job.kill_now()
 
     def _watch(self, job: Job) -> None:
         fds = [(job.pidfd, "exit"), (job.cgroup.oom_event_fd, "oom")]
@@ -361,6 +403,10 @@ class Launcher:
         ended = job.reap()
         if ended is None:
             return
+        if not job.key:
+            self._prepared.ended(job)
+            self._release(job)
+            return
         if job.started and not announced:
             self._announce(job)
         outcome = job.outcome(ended)
@@ -368,14 +414,18 @@ class Launcher:
         if result_fd >= 0 and self._doors.agent is None:
             result_fd = detached(result_fd, job.result_bytes_max)
         work_fd = os.dup(job.work_fd) if job.collects and job.work_fd >= 0 else -1
-        for fd in [fd for fd, (owner, _) in self._by_fd.items() if owner is job]:
+        self._release(job)
+        del self._jobs[job.key]
+        self._end(job.key, outcome, (result_fd, work_fd))
+
+    def _release(self, job: Job) -> None:
+        control = -1 if job.control is None else job.control.fileno()
+        for fd in (job.pidfd, job.cgroup.oom_event_fd, control):
             self._forget_fd(fd)
         job.close()
         if not job.cgroup.remove():
             self._dying.append(job.cgroup)
-        del self._jobs[job.key]
         self._free_slots.append(job.slot)
-        self._end(job.key, outcome, (result_fd, work_fd))
 
     def _end(self, key: str, outcome: dict[str, object], fds: tuple[int, int]) -> None:
         self._end_feed(key)
@@ -435,18 +485,15 @@ class Launcher:
             if ended is not None:
                 break
         outcome = job.outcome(ended)
-        job.close()  # and the notes' last writer, in case it never started
+        self._release(job)  # and the notes' last writer, in case it never started
         outcome["notes"] = os.read(notes, MESSAGE_BYTES_MAX).decode("utf-8", "replace")
         os.close(notes)
-        self._dying.append(job.cgroup)
-        self._free_slots.append(job.slot)
         return outcome
 
 
-def _cgroup_name(sequence: int, key: str) -> str:
-    """Unique even for a repeated key, and never the name of a cgroup file (none has ``j1-``)."""
-    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in key)
-    return f"j{sequence}-{safe[:64]}"
+def _slots(settings: dict[str, object]) -> int:
+    """A uid each for jobs and for what is prepared for jobs."""
+    return int(str(settings["jobs_max"])) + int(str(settings["prepared"]))
 
 
 def _hello(env: setup.Environment, outcome: dict[str, object]) -> dict[str, object]:
@@ -495,21 +542,20 @@ def main(agent_fd: int, listener_fd: int) -> int:
     # Blocked in init too, which waits for it; a job starts with an empty mask.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     settings = json.loads(agent.recv(MESSAGE_BYTES_MAX))
-    slots = int(settings["jobs_max"])
     sys.path.clear()  # the standard library is out of reach once we pivot: no late imports
     try:
         if not kernel.SUPPORTED:
             raise StepError("machine", OSError(errno.ENOSYS, os.uname().machine))
         _many_descriptors()
         stop_fd = kernel.signalfd(signal.SIGTERM)
-        env = setup.prepare(settings, slots, os.getppid())
+        env = setup.prepare(settings, _slots(settings), os.getppid())
     except (StepError, OSError) as error:
         step = error.step if isinstance(error, StepError) else "set-up"
         answer = {"op": "unavailable", "step": step, "errno": error.errno, "detail": str(error)}
         agent.send(json.dumps(answer).encode())
         return 1
     doors = Doors(agent, listener, stop_fd)
-    launcher = Launcher(doors, env, slots, float(settings["orphan_grace_s"]))
+    launcher = Launcher(doors, env, settings)
     try:
         outcome = launcher.probe_job(settings["probe"])
     except OSError as error:

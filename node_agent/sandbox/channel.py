@@ -41,6 +41,9 @@ _CODE_ROOT = str(Path(__file__).resolve().parents[2])
 # By this variable `outrider down` finds what belongs to a local cluster: also an orphaned launcher.
 _ENV_KEPT = ("OUTRIDER_LOCAL_PROCESS",)
 
+# Symbols bound at once are bound once, not again in the copy of the launcher that every job is.
+_ENV = {"LC_ALL": "C.UTF-8", "LD_BIND_NOW": "1"}
+
 Receive = Callable[[bytes, list[int]], None]
 
 
@@ -186,7 +189,7 @@ async def spawn(settings: SandboxSettings, home: Path | None) -> tuple[Channel, 
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=log_fd,
                 pass_fds=fds,
-                env={"LC_ALL": "C.UTF-8", "OUTRIDER_INSTANCE": settings.instance, **kept},
+                env={**_ENV, "OUTRIDER_INSTANCE": settings.instance, **kept},
                 start_new_session=True,
             )
         except BaseException:

@@ -1,0 +1,75 @@
+"""Sandboxes made ahead of their jobs, for the shapes that jobs have lately had.
+
+Making one takes the larger part of a short job's time, and nothing in it depends on the command. A
+prepared sandbox waits with all privileges gone, in cgroups with tight limits, for a job of exactly
+its shape; the job's own limits are written before its command is sent. Each serves one job.
+
+They are made several at a time: after a fork the launcher pays for every page that it writes to, so
+that two forks in a row cost less than two with work between them.
+"""
+
+from __future__ import annotations
+
+from node_agent.launcher.child import Shape
+from node_agent.launcher.jobs import Job
+
+# Shapes of this many jobs decide what is prepared; a shape that only one of them had is not worth
+# the bet.
+_RECENT_MAX = 16
+_SEEN_MIN = 2
+
+Facts = tuple[str, ...]
+
+
+class Prepared:
+    """What waits for a job, and what to make next. ``size``: at most so many wait; 0 for none."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._recent: list[Shape] = []
+        self.waiting: list[Job] = []
+        self.ending: list[Job] = []  # killed, or unfit for their job, and not reaped yet
+
+    @property
+    def alive(self) -> list[Job]:
+        """All that have no job."""
+        return self.waiting + self.ending
+
+    def take(self, shape: Shape) -> Job | None:
+        """One that fits, which then waits no more: the longest prepared, so a ready one if any."""
+        if shape.probe:
+            return None  # no job will be like the self-test
+        self._recent = [*self._recent[-_RECENT_MAX + 1 :], shape]
+        for job in self.waiting:
+            if job.shape.facts == shape.facts and not job.ended_by and job.failure is None:
+                self.waiting.remove(job)
+                return job
+        return None
+
+    def missing(self) -> list[Shape]:
+        """Shapes to prepare now, once for each sandbox: none, or a batch for the latest shape."""
+        if not self._recent:
+            return []
+        latest = self._recent[-1]
+        seen = sum(shape.facts == latest.facts for shape in self._recent)
+        if seen < _SEEN_MIN:
+            return []
+        share = -(-self._size * seen // len(self._recent))
+        have = sum(job.shape.facts == latest.facts for job in self.waiting)
+        return [latest] * (share - have) if have <= share // 2 else []
+
+    def surplus(self) -> list[Job]:
+        """The longest waiting ones beyond the size, to be killed."""
+        count = max(0, len(self.waiting) - self._size)
+        dropped, self.waiting = self.waiting[:count], self.waiting[count:]
+        self.ending += dropped
+        return dropped
+
+    def ended(self, job: Job) -> None:
+        """One without a job was reaped. Nobody killed a waiting one: then nothing of its shape is
+        prepared until jobs ask for it again."""
+        if job in self.ending:
+            self.ending.remove(job)
+            return
+        self.waiting.remove(job)
+        self._recent = [shape for shape in self._recent if shape.facts != job.shape.facts]

@@ -1,0 +1,91 @@
+"""Which sandboxes are made ahead: shapes that come again, in batches, within the size."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from node_agent.launcher.child import Shape
+from node_agent.launcher.jobs import Job
+from node_agent.launcher.prepared import Prepared
+
+_MESSAGE: dict[str, Any] = {
+    "hostname": "job", "network": "none", "devices": [], "tmp_bytes": 1, "shm_bytes": 1,
+    "work_bytes": 1, "tmp_inodes": 1, "work_inodes": 1, "io_read_bytes_per_s": 0,
+    "io_write_bytes_per_s": 0, "cpus": [], "mems": [], "rootfs": "", "files": [],
+}  # fmt: skip
+
+
+class FakeJob:
+    """What the pool asks of a sandbox."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape, self.ended_by, self.failure = shape, "", None
+
+
+def shape(tmp_bytes: int = 1) -> Shape:
+    return Shape({**_MESSAGE, "tmp_bytes": tmp_bytes})
+
+
+def fill(pool: Prepared) -> int:
+    missing = pool.missing()
+    pool.waiting += [cast("Job", FakeJob(wanted)) for wanted in missing]
+    return len(missing)
+
+
+def test_a_shape_is_prepared_once_it_came_twice() -> None:
+    pool = Prepared(4)
+    assert pool.take(shape()) is None
+    assert fill(pool) == 0, "one job alone may be the only one of its kind"
+    assert pool.take(shape()) is None
+    assert fill(pool) == 4
+    first = pool.waiting[0]
+    assert pool.take(shape()) is first
+    assert pool.take(shape(2)) is None, "exactly the shape, or none"
+
+
+def test_it_is_refilled_in_batches() -> None:
+    pool = Prepared(4)
+    made = []
+    for _ in range(12):
+        pool.take(shape())
+        made.append(fill(pool))
+    assert made == [0, 4, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2]
+
+
+def test_two_shapes_share_the_room() -> None:
+    pool = Prepared(4)
+    found = 0
+    for index in range(40):
+        found += pool.take(shape(index % 2)) is not None
+        fill(pool)
+        assert len(pool.waiting) - len(pool.surplus()) <= 4
+    assert found > 30
+
+
+def test_size_zero_prepares_nothing() -> None:
+    pool = Prepared(0)
+    for _ in range(5):
+        assert pool.take(shape()) is None
+        assert fill(pool) == 0
+
+
+def test_what_is_beyond_the_size_goes_and_is_known_until_it_is_gone() -> None:
+    pool = Prepared(2)
+    pool.waiting = [cast("Job", FakeJob(shape(n))) for n in range(3)]
+    (dropped,) = pool.surplus()
+    assert dropped.shape.tmp_bytes == 0 and dropped in pool.alive
+    pool.ended(dropped)
+    assert len(pool.alive) == 2
+
+
+def test_a_shape_that_cannot_be_prepared_is_not_tried_again_at_once() -> None:
+    pool = Prepared(2)
+    for _ in range(2):
+        pool.take(shape())
+    fill(pool)
+    for job in list(pool.waiting):
+        pool.ended(job)
+    assert pool.missing() == []
+    assert pool.take(shape()) is None and pool.missing() == []
+    pool.take(shape())
+    assert len(pool.missing()) == 2
