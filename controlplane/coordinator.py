@@ -66,6 +66,8 @@ HAND_OVER_S: Final = 0.3
 PARTITIONS_S: Final = 5.0
 """For a broker's answer about its topics, at start."""
 DEAD_LETTER_RETRY_S: Final = 1.0
+PROBE_TIMEOUT_S: Final = 1.0
+"""A broker that answers does so in milliseconds."""
 NO_MEMBER: Final = "this coordinator is no member (any more): it does not stand and does not vote"
 
 log = logging.getLogger("coordinator")
@@ -335,6 +337,8 @@ class CoordinatorProcess:
             case ev.TakeRole(term=term, why=why):
                 log.info("elected", extra={"term": term, "why": why})
                 self._work.append(("core", ev.RoleWon(term=term, why=why)))
+            case ev.ProbeLedger():
+                self._crew.spawn(self._probe())
             case ev.ShowVoters(voters=voters):
                 self._work.append(("core", ev.VotersHeard(voters=voters)))
             case ev.LoseRole(reason=reason):
@@ -420,6 +424,16 @@ class CoordinatorProcess:
             else:
                 self._to_core(ev.DeadLetterWritten(key=letter.key))
                 return
+
+    async def _probe(self) -> None:
+        """Asks the ledger's broker where the ledger ends."""
+        try:
+            await self._reader.end_offset(PROBE_TIMEOUT_S)
+        except PlatformFaultError:
+            reached = False  # why is told by the reader's own watch
+        else:
+            reached = True
+        self._to_election(ev.LedgerProbed(reached=reached))
 
     async def _measure_backlog(self) -> None:
         while True:

@@ -35,7 +35,8 @@ class Ballot(_Body, frozen=True, kw_only=True, omit_defaults=True):
 class BallotReply(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """Voter → candidate (sent to all, dropped by others). `voter_term`: highest term it knows.
 
-    `members_version`: of the membership that the voter has read in the ledger.
+    `members_version`: of the membership that the voter has read in the ledger. `reaches_ledger`:
+    whether the ledger's broker answers the voter; None where it did not ask.
     """
 
     kind: Literal["pre_vote", "vote", "renew"]
@@ -49,6 +50,7 @@ class BallotReply(_Body, frozen=True, kw_only=True, omit_defaults=True):
     voter_term: int
     reason: str = ""
     members_version: int = 0
+    reaches_ledger: bool | None = None
 
 
 class Beacon(_Body, frozen=True, kw_only=True, omit_defaults=True):

@@ -38,16 +38,23 @@ def _decisions(history: History) -> Iterator[tuple[EntryRead, Decision]]:
             yield read, decision
 
 
+def _ended_cut_off(entry: LedgerEntry) -> bool:
+    """The term before ended because its leader alone did not reach Kafka."""
+    first = entry.decisions[0]
+    return isinstance(first, TermStarted) and "alone cannot reach Kafka" in first.why
+
+
 def terms(history: History) -> Verdict:
     """Of the entries that count: terms only grow, and each has one leader (one process)."""
     problems: list[str] = []
     owner: dict[int, tuple[str, int]] = {}
-    newest = 0
+    newest = cut_off = 0
     for read in _valid(history):
         entry = read.entry
         if entry.term < newest:
             problems.append(f"offset {read.offset}: term {entry.term} after term {newest}")
         newest = max(newest, entry.term)
+        cut_off += _ended_cut_off(entry)
         who = (entry.leader, entry.incarnation)
         first = owner.setdefault(entry.term, who)
         if first != who:
@@ -58,7 +65,8 @@ def terms(history: History) -> Verdict:
     void = Counter(read.reason for read in of(EntryRead, history) if not read.valid)
     led = Counter(leader for leader, _ in owner.values())
     return judged("terms", problems, {
-        "terms": len(owner), **{f"led by {name}": n for name, n in sorted(led.items())},
+        "terms": len(owner), "handed over, cut off from Kafka": cut_off,
+        **{f"led by {name}": n for name, n in sorted(led.items())},
         "void entries": void.total(), **{f"void: {why}": n for why, n in void.items()},
     })  # fmt: skip
 

@@ -66,6 +66,8 @@ class Cluster:
         self._work = world.dice("work")
         self._incarnations = 0
         self.processes: dict[str, SimCoordinator] = {}
+        self.cut_off: set[str] = set()
+        """Coordinators that do not reach Kafka."""
         self.nodes: dict[str, Node] = {}
         for member in self.file:
             self.start_coordinator(member.name)

@@ -172,6 +172,14 @@ def _kafka_down(cluster: Cluster, dice: random.Random, lasts_ms: int) -> str:
     return "kafka"
 
 
+def _kafka_cut(cluster: Cluster, dice: random.Random, lasts_ms: int) -> str:
+    """One coordinator does not reach Kafka; all others do."""
+    name = _victim(cluster, dice)
+    cluster.cut_off.add(name)
+    cluster.world.after(lasts_ms, lambda: cluster.cut_off.discard(name))
+    return name
+
+
 # --- clocks -------------------------------------------------------------------------------------
 
 
@@ -243,6 +251,7 @@ FAULTS: Final[dict[str, Act]] = {
     "delay": partial(_rate, "network", "slow"),
     "reordering": partial(_rate, "network", "reorder"),
     "log_unavailable": _kafka_down,
+    "log_cut": _kafka_cut,
     "log_slow": partial(_rate, "kafka", "slow"),
     "log_fails": partial(_rate, "kafka", "fails"),
     "log_late": partial(_rate, "kafka", "late"),
@@ -262,7 +271,7 @@ FAULTS: Final[dict[str, Act]] = {
 """Every kind of fault; the coverage table lists them all."""
 _LONG: Final = frozenset({
     "loss", "duplication", "delay", "reordering", "log_slow", "log_fails", "log_late", "log_twice",
-    "node_cut", "node_mute", "node_deaf", "clock_jump", "disk_full", "disk_slow",
+    "node_cut", "node_mute", "node_deaf", "clock_jump", "disk_full", "disk_slow", "log_cut",
 })  # fmt: skip
 
 
@@ -271,6 +280,7 @@ def heal(cluster: Cluster) -> None:
     good stays away."""
     cluster.network.calm()
     cluster.kafka.calm()
+    cluster.cut_off.clear()
     for wall in cluster.walls.values():
         wall.skew_ms = 0
         wall.jumps.clear()

@@ -31,10 +31,18 @@ class Kafka:
         self.slow = self.fails = self.late = self.twice = 0.0
         """Chances, 0 in calm times."""
 
-    def append(self, entry: LedgerEntry, failed: Callable[[], None]) -> None:
+    def append(
+        self, entry: LedgerEntry, failed: Callable[[], None], *, reached: bool = True
+    ) -> None:
         """To the ledger. `failed` is called where the producer gives up; it may land all the
-        same, before or after."""
+        same, before or after. Not `reached`: the appending process is cut off from it."""
         dice, value = self._dice, encode(entry)
+        if self.available and not reached:
+            self._world.count("log", "append_cut_off")
+            if dice.random() < 0.3:  # it waits in the producer until the cut heals
+                self._world.after(dice.randint(500, 2 * LATE_MS_MAX), lambda: self._land(value))
+            self._world.after(TIMEOUT_MS, failed)
+            return
         if not self.available:
             self._world.count("log", "append_refused")
             self._world.after(TIMEOUT_MS, failed)

@@ -12,7 +12,7 @@ from chaos.sim import faults
 from chaos.sim.cluster import SPARE, Cluster, peer
 from chaos.sim.plants import PLANTS, Plant
 from chaos.sim.world import START_MS, Line, Violation, World
-from controlplane.core import batch, cycle, inbox
+from controlplane.core import batch, cycle, election, inbox, reach
 from dataplane.core.jobs import Phase
 from idl.errors import OutriderError
 from idl.jobs import JobSpec, Resources, Retry
@@ -32,6 +32,7 @@ SMALL: Final[tuple[tuple[Any, str, int], ...]] = (
     (batch, "LEDGER_BATCH_DECISIONS_MAX", 6), (cycle, "RESULT_DECISIONS_MAX", 3),
     (inbox, "RESULTS_INBOX_MAX", 4), (inbox, "COMMANDS_INBOX_MAX", 2),
     (inbox, "INBOX_RECORDS_MAX", 8), (inbox, "QUEUE_INBOX_MIN", 2),
+    (reach, "CUT_MS", 400), (election, "HOLD_MS", 800), (reach, "PROBE_EVERY_MS", 100),
 )  # fmt: skip
 """Bounds of the product that half of the lives make small, so that they are met."""
 

@@ -35,6 +35,8 @@ IDLE_MS = 200
 FROM_THE_START = 0.3
 """Share of restarts that find no snapshot."""
 POLL_MS = 50
+PROBE_TIMEOUT_MS = 300
+SILENT_MS = 400
 QUEUE_PREFIX = "queue."
 
 
@@ -65,6 +67,7 @@ class SimCoordinator:
         self.read_to = self._recover()
         self.goal = len(cluster.kafka.ledger)
         self.intake: e.OpenIntake | None = None
+        self.heard_kafka_ms, self.stalled = world.now, False
         self.positions: dict[tuple[str, int], int] = {}
         self.paused: set[tuple[str, str]] = set()
         self._nudged = False
@@ -151,7 +154,18 @@ class SimCoordinator:
         """A poll now and then, besides those that news cause."""
         if self.alive:
             self.nudge()
+            self.guard(self.watch_broker)
             self.world.after(POLL_MS, self.pump)
+
+    def watch_broker(self) -> None:
+        """As the reader's watch: a broker that is silent for long enough stalls."""
+        now = self.world.now
+        if self.reaches_kafka:
+            self.heard_kafka_ms = now
+        stalled = now - self.heard_kafka_ms >= SILENT_MS
+        if stalled is not self.stalled:
+            self.stalled = stalled
+            self.decide(e.LedgerStalled(stalled=stalled, reason="the broker is silent"))
 
     def nudge(self) -> None:
         """There is something new in Kafka, or there may be."""
@@ -162,10 +176,20 @@ class SimCoordinator:
     def poll(self) -> None:
         """Reads what is new in Kafka: the ledger always, the rest while the intake is open."""
         self._nudged = False
-        usable = self.cluster.kafka.available and not self.deaf_to_kafka
+        usable = self.reaches_kafka and not self.deaf_to_kafka
         if self.alive and not self.hung and usable:
             self.read_ledger()
             self.read_intake()
+
+    @property
+    def reaches_kafka(self) -> bool:
+        """Its broker answers it."""
+        return self.cluster.kafka.available and self.name not in self.cluster.cut_off
+
+    def probed(self) -> None:
+        """The broker was asked where the ledger ends."""
+        self.world.count("log", "probe_answered" if self.reaches_kafka else "probe_unanswered")
+        self.elect(e.LedgerProbed(reached=self.reaches_kafka))
 
     def read_ledger(self) -> None:
         """Some entries, and what follows from each."""
@@ -250,10 +274,14 @@ class SimCoordinator:
                     self.world.count("election", "elected")
                     self.world.note(f"{self.name} elected for term {term}", f"t{term}", self.name)
                     self.decide(e.RoleWon(term=term, why="elected"))
+                case e.ProbeLedger():
+                    late = self.dice.randint(1, 4) if self.reaches_kafka else PROBE_TIMEOUT_MS
+                    self.world.after(late, partial(self.guard, self.probed))
                 case e.ShowVoters(voters=voters):
                     self.decide(e.VotersHeard(voters=voters))
                 case e.LoseRole(reason=reason):
-                    self.world.count("election", "deposed")
+                    cut = "Kafka" in reason
+                    self.world.count("election", "handed_over_cut_off" if cut else "deposed")
                     self.world.note(f"{self.name} no longer elected: {reason}", self.name)
                     self.decide(e.RoleLost(reason=reason))
 
@@ -269,7 +297,9 @@ class SimCoordinator:
         match effect:
             case e.Append(entry=entry):
                 cluster.checker.appending(self, entry)
-                cluster.kafka.append(entry, partial(self.guard, partial(self.not_appended, entry)))
+                reached = self.name not in cluster.cut_off
+                failed = partial(self.guard, partial(self.not_appended, entry))
+                cluster.kafka.append(entry, failed, reached=reached)
             case e.OpenIntake(positions=positions):
                 self.intake, self.paused = effect, set()
                 self.positions = {(p.topic, p.partition): p.next_offset for p in positions}
@@ -311,7 +341,7 @@ class SimCoordinator:
 
     def bury(self, key: str) -> None:
         """The dead letter is in Kafka, as soon as there is one."""
-        if not self.cluster.kafka.available:
+        if not self.reaches_kafka:
             self.world.after(100, partial(self.guard, partial(self.bury, key)))
             return
         self.cluster.checker.dead_letters[key] = self.cluster.checker.dead_letters.get(key, 0) + 1

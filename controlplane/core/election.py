@@ -9,7 +9,8 @@ this machine has to give is one willing leader soon, and peace while it lives.
 * Voters refuse others while they hear a live leader within its lease, unless a hint says that its
   process is gone (`PeerGone`), or it says itself that it steps down.
 * Waiting times depend on `rank` (preference, then name), so that two candidates rarely split.
-* A Kafka that takes no appends is no reason to step down: no other could append either.
+* A Kafka that takes no appends is no reason to step down: no other could append either. Only a
+  leader that alone does not reach it hands over (`controlplane.core.reach`).
 * Who is a member says the ledger, from its first change on (ADR 0012). A voter refuses a candidate
   that counts votes by an older membership than its own.
 """
@@ -29,9 +30,11 @@ from controlplane.core.events import (
     ElectionEvent,
     KafkaShown,
     LedgerAdvanced,
+    LedgerProbed,
     LoseRole,
     MembersAdopted,
     PeerGone,
+    ProbeLedger,
     SendBallot,
     SendBallotReply,
     SendBeacon,
@@ -41,6 +44,7 @@ from controlplane.core.events import (
     Tick,
 )
 from controlplane.core.membership import Voters, majority
+from controlplane.core.reach import HOLD_MS, Reach
 from idl.control import Ballot, BallotReply, Beacon
 from idl.errors import ConfigError
 
@@ -133,6 +137,10 @@ class Election:
         self._ledger_term = 0
         self._caught_up = False
         self._kafka_stalled_ms: int | None = None
+        self._reach = Reach()
+        self._leader_stalled = False
+        """The leader's last beacon says that Kafka takes no appends."""
+        self._led_since_ms = 0
         self._digest = ""
         self._barred = ""
         self._out: list[ElectionEffect] = []
@@ -160,6 +168,8 @@ class Election:
                     self._step_down(event.reason, now_ms, event.to)
             case Barred():
                 self._barred = event.reason
+            case LedgerProbed():
+                self._reach.answered(event.reached, now_ms)
             case MembersAdopted():
                 self._adopt_members(event, now_ms)
             case Tick():
@@ -179,7 +189,9 @@ class Election:
         else:
             times = [self._resend_ms, self._stand_at_ms]
         if not self._may_stand and self.standing is Standing.FOLLOWER:
-            return now_ms + self.timing.timeout_ms  # LedgerAdvanced wakes it sooner
+            times = [now_ms + self.timing.timeout_ms]  # LedgerAdvanced wakes it sooner
+        if self._in_doubt:
+            times.append(self._reach.next_ask_ms(now_ms))
         return max(now_ms + 1, min(times))
 
     @property
@@ -213,6 +225,10 @@ class Election:
     # --- time ---------------------------------------------------------------------------------
 
     def _timers(self, now_ms: int) -> None:
+        if self._in_doubt and self._reach.ask(now_ms):
+            self._out.append(ProbeLedger())
+        if self.standing is Standing.LEADER:
+            self._mind_reach(now_ms)
         if self.standing is Standing.LEADER:
             if now_ms >= self._lease_until_ms and self._majority > 1:  # alone: nobody else may lead
                 self._step_down("the lease was not renewed by a majority", now_ms)
@@ -223,6 +239,19 @@ class Election:
             self._stand(now_ms)
         elif self.standing is not Standing.FOLLOWER and now_ms >= self._resend_ms:
             self._send_ballot(now_ms)
+
+    @property
+    def _in_doubt(self) -> bool:
+        """Whether the ledger can be reached is worth asking."""
+        stalled = self._kafka_stalled_ms is not None or self._leader_stalled
+        return stalled or self._reach.doubtful
+
+    def _mind_reach(self, now_ms: int) -> None:
+        """Hands over where this leader alone is cut off from Kafka."""
+        to = self._reach.successor(self._order, self._majority, now_ms)
+        stalled = self._kafka_stalled_ms is not None
+        if to and stalled and now_ms - self._led_since_ms >= HOLD_MS:
+            self._step_down("it alone cannot reach Kafka", now_ms, to)
 
     @property
     def _may_stand(self) -> bool:
@@ -236,7 +265,8 @@ class Election:
     def _patience_end(self, now_ms: int) -> int:
         """When to stand unless a leader is heard: in [1, 2) timeouts, higher ranks earlier."""
         slot = (self._rank + self._draw()) / (len(self._order) or 1)
-        return now_ms + self.timing.timeout_ms + int(self.timing.timeout_ms * slot)
+        cut_off = self._reach.own(now_ms) is False  # others can do more with the role
+        return now_ms + self.timing.timeout_ms + int(self.timing.timeout_ms * (slot + cut_off))
 
     @property
     def _rank(self) -> int:
@@ -246,7 +276,8 @@ class Election:
         """The leader is gone or going: `first` stands at once, the others a step later each."""
         order = [name for name in self._order if name != gone]
         order.sort(key=lambda name: name != first)
-        rank = order.index(self.me) if self.me in order else len(order)
+        cut_off = self._reach.own(now_ms) is False
+        rank = order.index(self.me) if self.me in order and not cut_off else len(order)
         self._stand_at_ms = min(self._stand_at_ms, now_ms + rank * self.timing.stagger_ms)
         self._promised_until_ms = now_ms
         for ballot in list(self._refused.values()):
@@ -306,6 +337,8 @@ class Election:
         self._renewals.clear()
         self._renewed_by.clear()
         self._voters = Voters()
+        self._reach.lead()
+        self._led_since_ms, self._leader_stalled = now_ms, False
         self._refused.clear()
         self._gone_ms = None
         self._out.append(TakeRole(term=self._standing_for, why=self._ended))
@@ -364,7 +397,7 @@ class Election:
     def _follow(self, now_ms: int) -> None:
         """Back to follower; whoever called says why, and LoseRole if this was the leader."""
         self.standing = Standing.FOLLOWER
-        self.leader, self.leader_incarnation = "", 0
+        self.leader, self.leader_incarnation, self._leader_stalled = "", 0, False
         self._promised_until_ms = now_ms
         self._gone_ms = None
         self._stand_at_ms = self._patience_end(now_ms)
@@ -403,6 +436,7 @@ class Election:
                     voter=self.me, round=ballot.round, granted=not refusal,
                     voter_term=self.term, reason=refusal,
                     members_version=self._members_version,
+                    reaches_ledger=self._reach.own(now_ms),
                 )
             )
         )  # fmt: skip
@@ -488,6 +522,7 @@ class Election:
             self._see_term(reply.voter_term, now_ms, reply.voter)
             return
         self._renewed_by[reply.voter] = (now_ms, reply.members_version)
+        self._reach.said(reply.voter, reply.reaches_ledger, now_ms)
         renewal = self._renewals.get(reply.round)
         if renewal is None:
             return
@@ -512,12 +547,14 @@ class Election:
             ):
                 return
             self._see_term(beacon.term, now_ms, beacon.leader)
-            self.leader, self.leader_incarnation = "", 0
+            self.leader, self.leader_incarnation, self._leader_stalled = "", 0, False
             self._ended = f"{beacon.leader} stepped down: {beacon.reason}".removesuffix(": ")
             self._hurry(now_ms, beacon.leader, beacon.successor)
             return
         lease_ms = min(beacon.lease_ms, 2 * self.timing.timeout_ms)
         self._hear_leader(beacon.term, beacon.leader, beacon.incarnation, lease_ms, now_ms)
+        if self.leader == beacon.leader:
+            self._leader_stalled = beacon.kafka == "stalled"
 
     def _hear_leader(
         self, term: int, leader: str, incarnation: int, lease_ms: int, now_ms: int

@@ -100,6 +100,12 @@ class Barred(_Fact, frozen=True, kw_only=True):
     reason: str
 
 
+class LedgerProbed(_Fact, frozen=True, kw_only=True):
+    """Answer to `ProbeLedger`: whether the broker of the ledger's partition answered in time."""
+
+    reached: bool
+
+
 class MembersAdopted(_Fact, frozen=True, kw_only=True):
     """The membership of the ledger was read (or recovered): from now on votes are counted by it."""
 
@@ -109,7 +115,7 @@ class MembersAdopted(_Fact, frozen=True, kw_only=True):
 
 ElectionEvent = (
     Tick | BallotReceived | BallotReplyReceived | BeaconReceived | PeerGone | LedgerAdvanced
-    | KafkaShown | StepDown | Barred | MembersAdopted
+    | KafkaShown | StepDown | Barred | MembersAdopted | LedgerProbed
 )  # fmt: skip
 
 # --- Election: effects ----------------------------------------------------------------------
@@ -153,7 +159,13 @@ class ShowVoters(_Fact, frozen=True, kw_only=True):
     voters: Voters
 
 
-ElectionEffect = SendBallot | SendBallotReply | SendBeacon | TakeRole | LoseRole | ShowVoters
+class ProbeLedger(_Fact, frozen=True, kw_only=True):
+    """Ask the ledger's broker something that writes nothing, then report `LedgerProbed`."""
+
+
+ElectionEffect = (
+    SendBallot | SendBallotReply | SendBeacon | TakeRole | LoseRole | ShowVoters | ProbeLedger
+)  # fmt: skip
 
 # --- Coordinator: events --------------------------------------------------------------------
 

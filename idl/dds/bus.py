@@ -8,8 +8,9 @@ import asyncio
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from cyclonedds.core import (
     DDSException,
@@ -34,6 +35,9 @@ from idl.errors import PlatformFaultError
 
 TAKE_MAX: Final = 256
 """Samples per hop to the loop: amortises the hop, keeps one hop under a few ms."""
+
+QOS_CHECK_S: Final = 1.0
+"""How often mismatches are looked for; at least as often the reading thread wakes."""
 
 LOCAL_DOMAIN_IDS: Final = 200
 """Domain ids within a process (Cyclone allows up to 230)."""
@@ -109,6 +113,7 @@ class Bus:
         self.received = 0
         self.write_failures = 0
         self.incompatible_qos = 0
+        self._qos_check_at = 0.0
 
     def _writer(self, topic: DdsTopic, shard: int) -> DataWriter[Envelope]:
         publisher = Publisher(self._participant, qos=partition_qos(shard))
@@ -179,11 +184,23 @@ class Bus:
 
     def _watch_qos(self) -> None:
         """An incompatible type or QoS shows nowhere else (policy 24: type consistency)."""
+        now = time.monotonic()
+        if now < self._qos_check_at:
+            return
+        self._qos_check_at = now + QOS_CHECK_S
         for name, reader in self._readers.items():
             status = reader.get_requested_incompatible_qos_status()  # type: ignore[no-untyped-call] # the wheel has no annotations here
-            if status.total_count_change:
-                self.incompatible_qos += status.total_count_change
-                log.error(
-                    "a writer of this topic does not match ours; is another version running?",
-                    extra={"topic": name, "policy": status.last_policy_id},
-                )
+            self._tell_incompatible("writer", name, status)
+        for (name, _shard), writer in self._writers.items():
+            status = writer.get_offered_incompatible_qos_status()  # type: ignore[no-untyped-call] # as above
+            self._tell_incompatible("reader", name, status)
+
+    def _tell_incompatible(self, what: str, topic: str, status: Any) -> None:
+        if not status.total_count_change:
+            return
+        self.incompatible_qos += status.total_count_change
+        log.error(
+            "a %s of this topic does not match ours; is another version running?",
+            what,
+            extra={"topic": topic, "policy": status.last_policy_id},
+        )

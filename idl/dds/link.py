@@ -121,10 +121,11 @@ class ControlLink:
         only_key: str = "",
         key_file: str = "",
         domain: LocalDomain | None = None,
+        addresses: PeerAddresses | None = None,
     ) -> None:
         """`only_key`: drop other instances unread (DDS writes go to every matched reader).
         `key_file`: a coordinator's Ed25519 key, see `load_keyring`. `domain`: shared with others
-        of this process (simulated nodes); else one of its own.
+        of this process (simulated nodes); else one of its own. `addresses`: how names are resolved.
 
         Raises ConfigError, PlatformFaultError.
         """
@@ -145,7 +146,7 @@ class ControlLink:
         self._unreadable = 0
         self._quiet_until_ms: dict[str, int] = {}
         self._reads, self._writes = reads, writes
-        self._addresses = PeerAddresses()
+        self._addresses = addresses or PeerAddresses()
         self._targets: frozenset[str] = frozenset()
         self._moved: asyncio.Event | None = None
         self._last_words: dict[tuple[str, str], tuple[DdsTopic, ControlBody, int]] = {}

@@ -42,6 +42,14 @@ nemesis:
   - {fault: loss,      target: agent,  every: 60s, lasts: 1s, first: 1s, amount: 10%}
 """
 
+KAFKA_CUT = """
+about: test
+cluster: {network: namespaces}
+generator: {rate: 3, mix: {quick: 4, work: 3}}
+nemesis:
+  - {fault: partition, target: leader, every: 60s, lasts: 16s, first: 13s, cut_off_from: broker}
+"""
+
 
 def start(scenario: str, minutes: float, folder: Path) -> "subprocess.Popen[str]":
     file = folder / "scenario.yaml"
@@ -90,6 +98,18 @@ def test_partitions_in_namespaces(tmp_path: Path) -> None:
     assert figures(report, "terms")["terms"] >= 3
     if network.netem_unavailable():
         assert "sch_netem" in report["skipped"]["loss"]
+    assert not network.sweep()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+def test_a_leader_that_alone_is_cut_off_from_kafka_gives_way(tmp_path: Path) -> None:
+    reason = network.unavailable()
+    if reason:
+        pytest.skip(reason)
+    report = run(KAFKA_CUT, 0.55, tmp_path)
+    found = figures(report, "terms")
+    assert found["handed over, cut off from Kafka"] == 1, "and it does not wait for the cut to heal"
     assert not network.sweep()
 
 

@@ -6,13 +6,19 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from cyclonedds.core import Policy, Qos
+from cyclonedds.domain import DomainParticipant
+from cyclonedds.pub import DataWriter
+from cyclonedds.topic import Topic
+from msgspec.structs import replace
 
 from idl.control import Ballot, Beacon, ControlBody, Intent, NodeReport
-from idl.dds import topics
+from idl.dds import link, topics
 from idl.dds.bus import LocalDomain
 from idl.dds.domain import discovery_port, domain_xml
 from idl.dds.link import ControlLink
 from idl.dds.peers import PeerAddresses
+from idl.dds.types import Envelope
 from idl.errors import ConfigError
 from idl.ids import CoordinatorId, Incarnation
 from idl.ledger import Capacity
@@ -44,11 +50,17 @@ def cluster(folder: Path, secret: str = "ab" * 32, domain: int = DOMAIN) -> Clus
 class Heard:
     """A link and what it received."""
 
-    def __init__(self, settings: ClusterSettings, name: str, port: int) -> None:
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        name: str,
+        port: int,
+        addresses: PeerAddresses | None = None,
+    ) -> None:
         self.bodies: list[ControlBody] = []
         self.link = ControlLink(
             settings, name, Incarnation(time.time_ns()), own_port=port, reads=READS, writes=READS,
-            receive=self.bodies.extend, now_ms=now_ms,
+            receive=self.bodies.extend, now_ms=now_ms, addresses=addresses,
         )  # fmt: skip
         self.link.start()
 
@@ -130,8 +142,8 @@ async def test_an_intent_reaches_the_agents_of_its_shard_only(tmp_path: Path) ->
         )
         for name in heard
     }  # fmt: skip
-    for link in (leader, *agents.values()):
-        link.start()
+    for each in (leader, *agents.values()):
+        each.start()
     intent = Intent(pool="main", node=target, node_incarnation=1, term=1, leader="c0", items=())
 
     def reached() -> bool:
@@ -143,8 +155,8 @@ async def test_an_intent_reaches_the_agents_of_its_shard_only(tmp_path: Path) ->
         assert heard[near] == [], "an intent for another node is dropped"
         assert agents[far].received == 0, "another shard does not even receive it"
     finally:
-        for link in (leader, *agents.values()):
-            link.close()
+        for each in (leader, *agents.values()):
+            each.close()
         domain.close()
 
 
@@ -165,3 +177,94 @@ async def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
     Path(settings.secret_file).chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         Heard(settings, "c0", discovery_port(DOMAIN, 0))
+
+
+# --- peers that move, peers that are added --------------------------------------------------------
+
+
+async def test_a_name_that_does_not_resolve_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The agent starts all the same, says so once, and is heard once the name means somebody."""
+    monkeypatch.setattr(link, "RESOLVE_EVERY_S", 0.05)
+    known: dict[str, str] = {}
+
+    def lookup(name: str) -> str:
+        if name not in known:
+            raise ConfigError(f"coordinator address {name!r} does not resolve")
+        return known[name]
+
+    coordinator = Heard(cluster(tmp_path), "c0", discovery_port(DOMAIN, 0))
+    settings = cluster(tmp_path)
+    nowhere = tuple(replace(peer, address="c.example") for peer in settings.coordinators)
+    agent = Heard(replace(settings, coordinators=nowhere), "n1", 0, PeerAddresses(lookup))
+    agent.link.send(topics.NODE_REPORT, report("n1"))
+    minding = asyncio.ensure_future(agent.link.mind_peers())
+    try:
+        await asyncio.sleep(0.3)
+        assert coordinator.bodies == []
+        told = [r for r in caplog.records if r.message == "peer not found yet"]
+        assert {r.peer for r in told} == {"c0", "c1"} and len(told) == 2  # type: ignore[attr-defined]
+        known["c.example"] = "127.0.0.1"
+        await until(lambda: report("n1") in coordinator.bodies)
+    finally:
+        minding.cancel()
+        agent.link.close()
+        coordinator.link.close()
+
+
+async def test_an_added_coordinator_is_called_and_believed(tmp_path: Path) -> None:
+    """The agent is told of c1, joins anew, and says its lasting words again, of its own accord."""
+    both = cluster(tmp_path)
+    one = replace(both, coordinators=both.coordinators[:1])
+    agent = Heard(one, "n1", 0)
+    agent.link.send(topics.NODE_REPORT, report("n1"))
+    added = Heard(both, "c1", discovery_port(DOMAIN, 1))
+    minding = asyncio.ensure_future(agent.link.mind_peers())
+    try:
+        await asyncio.sleep(1.5)
+        assert added.bodies == [], "nobody calls it"
+        agent.link.follow(both.coordinators)
+        await until(lambda: report("n1") in added.bodies)
+    finally:
+        minding.cancel()
+        agent.link.close()
+        added.link.close()
+
+
+def test_a_name_that_fails_keeps_the_address_it_had() -> None:
+    known = {"a": "10.0.0.1"}
+
+    def lookup(name: str) -> str:
+        try:
+            return known[name]
+        except KeyError:
+            raise ConfigError(name) from None
+
+    peers = (CoordinatorPeer(name=CoordinatorId("c1"), address="a", dds_port=7410),)
+    addresses = PeerAddresses(lookup)
+    assert addresses.look_up(peers) == {"10.0.0.1:7410"}
+    del known["a"]
+    assert addresses.look_up(peers) == {"10.0.0.1:7410"}
+    known["a"] = "10.0.0.2"
+    assert addresses.look_up(peers) == {"10.0.0.2:7410"}
+    assert addresses.look_up(()) == frozenset()
+
+
+async def test_a_writer_that_does_not_match_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = cluster(tmp_path)
+    heard = Heard(settings, "c0", discovery_port(DOMAIN, 0))
+    other = LocalDomain(domain_xml(settings.dds, PeerAddresses().look_up(settings.coordinators), 0))
+    participant = DomainParticipant(other.id)
+    unreliable = Qos(Policy.Reliability.BestEffort)
+    topic = Topic(participant, topics.BALLOT.name, Envelope)
+    writer = DataWriter(participant, topic, unreliable)
+    try:
+        await until(lambda: heard.link.counts()["incompatible-qos"] > 0)
+        assert any("does not match ours" in r.getMessage() for r in caplog.records)
+        assert writer is not None
+    finally:
+        heard.link.close()
+        other.close()
