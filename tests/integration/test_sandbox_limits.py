@@ -64,6 +64,12 @@ async def test_cpu_time_of_all_processes_together_ends_a_job(sandbox: NativeSand
     assert 300 <= outcome.cpu_ms < outcome.wall_ms * (os.cpu_count() or 1)
 
 
+async def test_one_hog_is_ended_with_or_without_cgroups(sandbox: NativeSandbox) -> None:
+    hog = "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
+    outcome, _ = await run(sandbox, hog, python=True, cpu_ms=300)
+    assert (outcome.cause, outcome.detail[:4]) == ("timed_out", "cpu:")
+
+
 async def test_children_that_are_short_lived_count(sandbox: NativeSandbox) -> None:
     held(sandbox, Limit.CPU_TIME)
     outcome, _ = await run(sandbox, "while :; do /bin/true; done", cpu_ms=200)
