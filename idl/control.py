@@ -153,6 +153,14 @@ class AttemptStatus(_Body, frozen=True, kw_only=True, omit_defaults=True):
     members_version: int = 0
 
 
+class NodePressure(_Body, frozen=True, kw_only=True, omit_defaults=True):
+    """Share of the last ten seconds in which some task waited (PSI, `some avg10`), in per cent."""
+
+    cpu: float = 0.0
+    memory: float = 0.0
+    io: float = 0.0
+
+
 class NodeReport(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """Agent → coordinators: what the node has, and what it can and cannot enforce.
 
@@ -170,6 +178,7 @@ class NodeReport(_Body, frozen=True, kw_only=True, omit_defaults=True):
     topology: Topology = Topology()
     draining: bool = False
     simulated: bool = False
+    pressure: NodePressure | None = None
 
 
 class QueueState(_Body, frozen=True, kw_only=True, omit_defaults=True):

@@ -231,6 +231,10 @@ LIMIT_BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "output_bytes": (0, bound.OUTPUT_BYTES_MAX),
 }
 """Inclusive bounds of each field of `Limits`."""
+NO_LIMIT_IS_ZERO: Final = frozenset(
+    {"cpu_ms", "idle_ms", "io_read_bytes_per_s", "io_write_bytes_per_s"}
+)
+"""Fields of `Limits` whose 0 means that there is no such limit."""
 
 
 def _check_numbers(spec: JobSpec) -> None:

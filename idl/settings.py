@@ -15,6 +15,7 @@ import yaml
 
 from idl.errors import ConfigError
 from idl.ids import PoolName, QueueName, is_valid_name
+from idl.jobs import LIMIT_BOUNDS
 from idl.members import CoordinatorPeer
 
 KAFKA_ENV_PREFIX: Final = "OUTRIDER_KAFKA_"
@@ -71,10 +72,13 @@ class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Admission of one queue. `live_jobs_max`: more wait in Kafka (backpressure, nothing is lost).
 
     `depth_max`: pending jobs above which submissions are *rejected*; 0 means never.
+    `limits_max`: the most that a job may ask for of a field of `idl.jobs.Limits`, such as
+    `{wall_ms: 3600000}`; jobs beyond it are rejected. Without: the system's own bounds.
     """
 
     live_jobs_max: int = 5_000
     depth_max: int = 0
+    limits_max: dict[str, int] = {}
 
 
 class SnapshotSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,6 +163,14 @@ def load_cluster(path: Path, env: Mapping[str, str]) -> ClusterSettings:
     for name in (settings.cluster, settings.pool, *settings.queues):
         if not is_valid_name(name):
             raise ConfigError(f"cluster file {path}: {name!r} is not a valid name")
+    for queue, policy in settings.queues.items():
+        unknown = sorted(policy.limits_max.keys() - LIMIT_BOUNDS.keys())
+        if unknown:
+            known = ", ".join(sorted(LIMIT_BOUNDS))
+            raise ConfigError(
+                f"cluster file {path}: limits_max of queue {queue} has {unknown[0]!r}; "
+                f"it may have {known}"
+            )
     if len({bool(peer.public_keys) for peer in settings.coordinators}) > 1:
         raise ConfigError(f"cluster file {path}: some coordinators have public_keys, some have not")
     return msgspec.structs.replace(settings, kafka=apply_environment(settings.kafka, env))

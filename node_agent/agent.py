@@ -17,6 +17,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
 from dataplane.crew import Crew
 from dataplane.kafka import check_reachable
 from dataplane.payloads import PayloadFetcher
@@ -64,6 +66,7 @@ from node_agent.core.recovery import (
 from node_agent.journal import Journal
 from node_agent.keeper import LauncherKeeper
 from node_agent.metrics import Metrics
+from node_agent.pressure import node_pressure
 from node_agent.report import (
     Offer,
     build_report,
@@ -311,7 +314,10 @@ class Agent:
         self._tell(HeartbeatDue())
 
     def _send_report(self) -> None:
-        self._link.send(topics.NODE_REPORT, self._report)
+        pressure = node_pressure()
+        self._metrics.pressure(pressure)
+        report = replace(self._report, pressure=pressure)
+        self._link.send(topics.NODE_REPORT, report)
 
     def _attempt_ended(self, result: AttemptResult) -> None:
         self._metrics.ended(result)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from idl.control import NodePressure
 from idl.records import AttemptResult
 
 
@@ -49,6 +50,11 @@ class Metrics:
         self._healthy = Gauge(
             "outrider_gpu_healthy", "1: offered; 0: taken out of the capacity.", gpu_names
         )
+        self._pressure = Gauge(
+            "outrider_node_pressure_percent",
+            "Share of the last ten seconds in which some task of the node waited (PSI).",
+            [*names, "resource"],
+        )
         self._counted: dict[str, int] = {}
 
     def gpu(self, uuid: str, healthy: bool, readings: Mapping[str, int | None]) -> None:
@@ -74,6 +80,12 @@ class Metrics:
     def journal(self, size_bytes: int) -> None:
         """The journal has this size now."""
         self._journal.set(size_bytes)
+
+    def pressure(self, now: NodePressure | None) -> None:
+        """The node's pressure as of now; None: this kernel does not tell."""
+        for resource in ("cpu", "memory", "io") if now is not None else ():
+            share = getattr(now, resource)
+            self._pressure.labels(**self._labels, resource=resource).set(share)
 
     def observe(self, live: int, link: dict[str, int], intents: dict[str, int]) -> None:
         """Counts as of now."""

@@ -1,7 +1,7 @@
 """Admission: a submission becomes a job or is refused with a code; nothing vanishes.
 
-Codes of a refusal: those of the record's decoding (`idl.codec`), `unknown-queue`, `queue-full`,
-`duplicate`. All but `duplicate` go to the dead letter.
+Codes of a refusal: those of the record's decoding (`idl.codec`), `unknown-queue`, `over-limit`,
+`queue-full`, `duplicate`. All but `duplicate` go to the dead letter.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from controlplane.core.events import Submission
 from dataplane.core.jobs import shorten
 from dataplane.core.state import DUPLICATE_CODE, PoolState
 from idl.ids import JobId, is_valid_name
-from idl.jobs import without_payload
+from idl.jobs import NO_LIMIT_IS_ZERO, Limits, without_payload
 from idl.ledger import Ingested, Rejected
 from idl.settings import QueuePolicy
 
@@ -78,6 +78,9 @@ def _refusal(
         return "unknown-queue", f"queue {submission.queue!r} is not in the cluster file"
     if state.is_known(job) or job in in_batch:
         return DUPLICATE_CODE, f"job {job} was submitted before; the first submission counts"
+    too_much = _beyond(submission.spec.limits, policy.limits_max)
+    if too_much:
+        return "over-limit", f"{too_much} in queue {submission.queue}; ask for less"
     if policy.depth_max and pending >= policy.depth_max:
         return (
             "queue-full",
@@ -85,3 +88,14 @@ def _refusal(
             f"{policy.depth_max}; submit again later",
         )
     return None
+
+
+def _beyond(limits: Limits, most: Mapping[str, int]) -> str:
+    """The first limit that exceeds what the operator allows, or "". No limit at all exceeds any."""
+    for name, highest in most.items():
+        wanted = getattr(limits, name)
+        if name in NO_LIMIT_IS_ZERO and wanted == 0:
+            return f"limits.{name} is not set; it must be, to at most {highest},"
+        if wanted > highest:
+            return f"limits.{name} is {wanted}, at most {highest}"
+    return ""

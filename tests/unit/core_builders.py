@@ -1,6 +1,6 @@
 """Small builders for tests of the cores: specs, entries, states, one coordinator under hand."""
 
-from typing import Final
+from typing import Any, Final
 
 from controlplane.core import events as e
 from controlplane.core.coordinator import Coordinator
@@ -112,7 +112,7 @@ class Story:
 class Hand:
     """One coordinator, driven by hand: what it appends is read back when the test says so."""
 
-    def __init__(self, lead: bool = True, **policy: int) -> None:
+    def __init__(self, lead: bool = True, **policy: Any) -> None:
         self.now = 1_000_000
         self.core = Coordinator(
             CoordinatorId("c1"), Incarnation(1), PoolName("main"),

@@ -6,7 +6,7 @@ from controlplane.core import events as e
 from controlplane.core.coordinator import Role
 from idl import ledger as d
 from idl.control import AssignIntent, CancelIntent, ForgetIntent
-from idl.jobs import Retry
+from idl.jobs import Limits, Retry
 from idl.records import AttemptResult, CancelJob, DrainNode
 from tests.unit.core_builders import RETRY_FAST, TIMING, Hand, names, seen, spec, with_running_job
 
@@ -196,6 +196,21 @@ def test_refusals_have_codes_and_all_but_duplicates_go_to_the_dead_letter() -> N
     assert [x.code for x in letters] == ["not-msgpack", "queue-full", "unknown-queue"]
     hand.step(e.DeadLetterWritten(key=letters[0].key))
     assert hand.settle() == [d.DeadLetterStored(key=letters[0].key)]
+
+
+def test_jobs_beyond_the_operator_s_limits_are_refused() -> None:
+    hand = Hand(limits_max={"wall_ms": 1000, "idle_ms": 500})
+    within = Limits(wall_ms=1000, idle_ms=500)
+    decisions = hand.submit(
+        spec("a", limits=within),
+        spec("b", limits=Limits(wall_ms=1001, idle_ms=1)),
+        spec("c", limits=Limits(wall_ms=1)),
+    )
+    assert [x.job.id for x in decisions if isinstance(x, d.Ingested)] == ["a"]
+    refused = {x.job: (x.code, x.reason) for x in decisions if isinstance(x, d.Rejected)}
+    assert {code for code, _ in refused.values()} == {"over-limit"}
+    assert "wall_ms is 1001, at most 1000" in refused["b"][1]
+    assert "idle_ms is not set" in refused["c"][1]
 
 
 def test_payload_bytes_never_reach_the_ledger() -> None:

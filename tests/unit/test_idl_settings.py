@@ -58,6 +58,7 @@ def test_every_kafka_setting_passes_through_the_environment(tmp_path: Path) -> N
         ("colour: blue", {}, "colour"),
         ("kafka: {kind: rabbit}", {}, "rabbit"),
         ("pool: a/b", {}, "not a valid name"),
+        ("queues: {q: {limits_max: {wall: 1}}}", {}, "limits_max of queue q has 'wall'"),
         ("pool: p", {"OUTRIDER_KAFKA_KIND": "rabbit"}, "OUTRIDER_KAFKA_"),
     ],
 )
