@@ -23,7 +23,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import signal
 from _socket import (
     CMSG_LEN,
     MSG_CMSG_CLOEXEC,
@@ -35,6 +34,7 @@ from _socket import (
 
 from node_agent.launcher import kernel, probe, rootfs
 from node_agent.launcher.rootfs import StepError
+from node_agent.launcher.signals import signal
 
 JOB_UID = 1000  # inside; outside it is the slot's uid (root) or the agent's own (userns)
 RESULT_NAME = "result"
@@ -52,7 +52,7 @@ _STDIO_COUNT = 3
 # The empty directory of the read-only root, before the job's own filesystem covers it.
 _EMPTY_DIR = "/work"
 _SIGNALS_RESET = [
-    n for n in range(1, signal.SIGSYS + 1) if n not in {signal.SIGKILL, signal.SIGSTOP}
+    n for n in range(1, int(signal.SIGSYS) + 1) if n not in {signal.SIGKILL, signal.SIGSTOP}
 ]
 
 _PROC_ATTRIBUTES = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC

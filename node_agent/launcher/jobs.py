@@ -24,13 +24,13 @@ from _socket import (
     socket,
     socketpair,
 )
-from signal import SIGKILL, SIGTERM, SIGXCPU
 
 from node_agent.launcher import child, kernel, usage
 from node_agent.launcher.cgroups import JobCgroup, Tree
 from node_agent.launcher.child import JobSpec, Shape, Shared
 from node_agent.launcher.limits import Limits
 from node_agent.launcher.looks import NO_LOOKS, Looks
+from node_agent.launcher.signals import signal
 
 _NAMESPACES = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 # After SIGKILL the kernel needs only to unwind; a job that is still there after this is stuck in
@@ -115,7 +115,7 @@ class Job:
             self.control.sendmsg([spec.command()], [(SOL_SOCKET, SCM_RIGHTS, packed)])
         except OSError as error:
             self.failure = ("command", error.errno or 0, str(error))
-            self._signal(SIGKILL)
+            self._signal(signal.SIGKILL)
         finally:
             for fd in stdio:
                 os.close(fd)
@@ -218,11 +218,11 @@ class Job:
             return
         self.ended_by, self.why = cause, why
         self.kill_at = now + self.grace_ms / 1000
-        self._signal(SIGTERM)
+        self._signal(signal.SIGTERM)
 
     def kill_now(self) -> None:
         """SIGKILL to init, and thereby to its whole pid namespace; then to the cgroup."""
-        self._signal(SIGKILL)
+        self._signal(signal.SIGKILL)
         self.cgroup.kill()
 
     def _signal(self, number: int) -> None:
@@ -259,25 +259,25 @@ class Job:
         return result
 
     def _verdict(self, init_status: int) -> dict[str, object]:
-        exit_code, signal = _decode(self.status)
-        ended = {"exit_code": exit_code, "signal": signal}
+        exit_code, number = _decode(self.status)
+        ended = {"exit_code": exit_code, "signal": number}
         if self.cgroup.oom_kills() and self.ended_by in {"", "out_of_memory"}:
             return {"cause": "out_of_memory", "detail": "memory limit reached", **ended}
         if self.ended_by:
             return {"cause": self.ended_by, "detail": self.why, **ended}
         if self.failure is not None:
-            step, number, text = self.failure
-            name = errno.errorcode.get(number, str(number))
+            step, error, text = self.failure
+            name = errno.errorcode.get(error, str(error))
             return {"cause": "sandbox_failed", "detail": f"step {step!r}, {name}: {text}"}
         if self.not_executed is not None:
             code, text = self.not_executed
             return {"cause": "exited", "exit_code": code, "detail": text}
         if self.status is None:
             return {"cause": "sandbox_failed", "detail": f"init ended with status {init_status}"}
-        if signal == SIGXCPU and self.cpu_ms:
+        if number == signal.SIGXCPU and self.cpu_ms:
             why = f"cpu: a process used more than {self.cpu_ms} ms of CPU time"
             return {"cause": "timed_out", "detail": why, **ended}
-        return {"cause": "signalled" if signal is not None else "exited", "detail": "", **ended}
+        return {"cause": "signalled" if number is not None else "exited", "detail": "", **ended}
 
     def open_result(self) -> tuple[int, str]:
         """(descriptor of the result file or -1, why it was refused).

@@ -7,9 +7,10 @@ agent, so that a pipe outlives its reader, and makes them larger when nobody rea
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import sys
+
+from node_agent.launcher import wire
 
 # fcntl(2); the largest pipe an ordinary user may have (/proc/sys/fs/pipe-max-size, stock kernels).
 _F_SETPIPE_SZ = 1031
@@ -96,7 +97,7 @@ class Kept:
     def __init__(self, outcome: dict[str, object], fds: tuple[int, int]) -> None:
         self.fds = [fd for fd in fds if fd >= 0]
         names = [name for name, fd in zip(("result", "work"), fds, strict=True) if fd >= 0]
-        self.message = json.dumps({"op": "ended", "fds": names, **outcome}).encode()
+        self.message = wire.dumps({"op": "ended", "fds": names, **outcome})
 
     def close(self) -> None:
         """The agent has it."""

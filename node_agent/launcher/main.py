@@ -8,15 +8,11 @@ without any agent is everything killed and removed. In the end the launcher ends
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
-import json
 import os
 import resource
 import select
-import signal
-import struct
 import sys
 import time
 from _socket import (
@@ -31,13 +27,14 @@ from _socket import (
     socket,
 )
 
-from node_agent.launcher import jobs, kernel, probe, setup
+from node_agent.launcher import jobs, kernel, probe, setup, wire
 from node_agent.launcher.cgroups import JobCgroup
 from node_agent.launcher.child import JobSpec, Shape
 from node_agent.launcher.jobs import Job
 from node_agent.launcher.kept import Feed, Kept, Outputs, detached
 from node_agent.launcher.prepared import Prepared
 from node_agent.launcher.rootfs import StepError
+from node_agent.launcher.signals import signal
 
 # The agent's next process may be of another version: it does not talk to a launcher that says
 # another number here (ADR 0006).
@@ -45,6 +42,7 @@ PROTOCOL = 2
 # One request record; the agent's plan check keeps commands well below it.
 MESSAGE_BYTES_MAX = 1 << 18
 _STDIO_COUNT = 3
+_CREDENTIALS_BYTES = 12  # struct ucred; unix(7)
 # Three for the job, and the read ends of its output for us; for a large payload its memory and
 # the pipe to feed it into.
 _RUN_FDS = _STDIO_COUNT + 2
@@ -199,7 +197,7 @@ class Launcher:
         if not data:
             self._agent_gone()
             return False
-        message = json.loads(data)
+        message = wire.loads(data)
         if message["op"] == "run":
             self._start(message, fds)
         elif message["op"] == "kill":
@@ -243,8 +241,8 @@ class Launcher:
             return
         fd, _ = self._doors.listener._accept()  # type: ignore[attr-defined] # not in typeshed
         caller = socket(AF_UNIX, SOCK_SEQPACKET, 0, fd)
-        credentials = caller.getsockopt(SOL_SOCKET, SO_PEERCRED, struct.calcsize("3i"))
-        _, uid, _ = struct.unpack("3i", credentials)
+        credentials = caller.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS_BYTES)
+        uid = int.from_bytes(credentials[4:8], sys.byteorder)  # pid, uid, gid
         while self._on_agent():  # what a dead agent still said comes first
             continue
         if uid != os.geteuid() or self._doors.agent is not None or self._closing:
@@ -257,7 +255,7 @@ class Launcher:
         for key in [*self._jobs, *self._kept]:
             job, outputs = self._jobs.get(key), self._outputs.get(key)
             have = {"op": "have", "key": key, "started": job is not None and job.started}
-            self._queue(json.dumps(have).encode(), tuple(outputs.fds) if outputs else ())
+            self._queue(wire.dumps(have), tuple(outputs.fds) if outputs else ())
         for key in self._kept:
             self._tell_end(key)
         self._send({"op": "had"})
@@ -370,8 +368,10 @@ class Launcher:
         """Sandboxes for jobs that will come, judging by those that came."""
         missing = self._prepared.missing()
         if missing:
-            with contextlib.suppress(OSError):  # a job that finds none makes its own, or says why
+            try:
                 self._prepared.waiting += self._fork(missing)
+            except OSError:
+                self._prepared.forget()  # a job that finds none makes its own, or says why not
         for job in self._prepared.surplus():
             job.kill_now()
 
@@ -437,7 +437,7 @@ class Launcher:
         self._queue(kept.message, tuple(kept.fds))
 
     def _send(self, message: dict[str, object]) -> None:
-        self._queue(json.dumps(message).encode())
+        self._queue(wire.dumps(message))
 
     def _queue(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
         """Queue and try to send; never blocks, so a stalled agent cannot stall the deadlines."""
@@ -541,7 +541,7 @@ def main(agent_fd: int, listener_fd: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the agent decides when we stop
     # Blocked in init too, which waits for it; a job starts with an empty mask.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    settings = json.loads(agent.recv(MESSAGE_BYTES_MAX))
+    settings = wire.loads(agent.recv(MESSAGE_BYTES_MAX))
     sys.path.clear()  # the standard library is out of reach once we pivot: no late imports
     try:
         if not kernel.SUPPORTED:
@@ -552,7 +552,7 @@ def main(agent_fd: int, listener_fd: int) -> int:
     except (StepError, OSError) as error:
         step = error.step if isinstance(error, StepError) else "set-up"
         answer = {"op": "unavailable", "step": step, "errno": error.errno, "detail": str(error)}
-        agent.send(json.dumps(answer).encode())
+        agent.send(wire.dumps(answer))
         return 1
     doors = Doors(agent, listener, stop_fd)
     launcher = Launcher(doors, env, settings)
@@ -564,7 +564,7 @@ def main(agent_fd: int, listener_fd: int) -> int:
     gc.collect()
     gc.freeze()
     gc.disable()
-    launcher.hello = json.dumps(_hello(env, outcome)).encode()
+    launcher.hello = wire.dumps(_hello(env, outcome))
     launcher.greet()
     launcher.run()
     return 0

@@ -65,6 +65,10 @@ class Prepared:
         self.ending += dropped
         return dropped
 
+    def forget(self) -> None:
+        """Nothing could be made: prepare again once shapes came again."""
+        self._recent = []
+
     def ended(self, job: Job) -> None:
         """One without a job was reaped. Nobody killed a waiting one: then nothing of its shape is
         prepared until jobs ask for it again."""

@@ -12,7 +12,10 @@ import errno
 import os
 import time
 from _socket import AF_INET, SOCK_DGRAM, socket
-from collections.abc import Callable
+
+TYPE_CHECKING = False  # collections is another import
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Bits of the probe's exit code: what did *not* hold.
 PIDS_LOOSE, NETWORK_LOOSE, FILESYSTEM_LOOSE, PRIVILEGE_LOOSE = 1, 2, 4, 8
