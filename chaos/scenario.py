@@ -120,6 +120,8 @@ def _check_fault(spec: FaultSpec, shape: ClusterShape) -> None:
             "broker_kill needs `kafka: apache`: the embedded broker keeps everything in memory, "
             "killing it loses every record by design"
         )
+    if spec.fault == "broker_kill" and spec.target != "broker":
+        raise ConfigError("broker_kill hits the broker: write `target: broker`")
     if spec.fault in NETWORK_FAULTS and shape.network != "namespaces":
         raise ConfigError(f"{spec.fault} needs `network: namespaces`")
     if spec.fault in PROCESS_FAULTS and spec.target == "broker":

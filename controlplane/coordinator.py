@@ -27,8 +27,8 @@ from controlplane.priority import Timing, choose_timing, raise_priority
 from controlplane.snapshots import SnapshotKeeper
 from dataplane.crew import Crew
 from dataplane.dead_letter import fetch_original, write_dead_letter
-from dataplane.kafka import check_reachable
 from dataplane.ledger import LedgerReader, LedgerWriter
+from dataplane.patience import Patience
 from dataplane.process import (
     Readiness,
     configure_logging,
@@ -146,9 +146,9 @@ class CoordinatorProcess:
         loop = asyncio.get_running_loop()
         self._crew = Crew()
         kafka = self._settings.kafka
-        await loop.run_in_executor(None, check_reachable, kafka)
-        partitions = await loop.run_in_executor(None, partitions_of, self._settings)
-        await self._recover()
+        patiently = Patience(kafka, self._readiness, stopping)
+        partitions = await patiently(lambda: asyncio.to_thread(partitions_of, self._settings))
+        await patiently(self._recover)
         self._producer = RecordProducer(kafka, name="coordinator")
         self._writer = LedgerWriter(kafka, self._settings.pool)
         self._intake = Intake(kafka, partitions, self._take_in, self._crew.fail)
@@ -163,7 +163,7 @@ class CoordinatorProcess:
         )
         self._reader.start()
         self._intake.warm_up()
-        self._catch_up.goal = await self._reader.end_offset()
+        self._catch_up.goal = await patiently(self._reader.end_offset)
         self._link.start()
         self._note_progress()
         self._crew.spawn(self._link.mind_peers())

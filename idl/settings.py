@@ -23,12 +23,17 @@ _OWN_KAFKA_ENV: Final = {"BOOTSTRAP": "bootstrap", "KIND": "kind", "PREFIX": "pr
 
 
 class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach Kafka. `kind` sets the fetch wait (facts: Tansu polls, Apache wakes)."""
+    """How to reach Kafka. `kind` sets the fetch wait (facts: Tansu polls, Apache wakes).
+
+    `start_wait_ms`: how long a process that starts while Kafka is away waits for it. A broker with
+    much to recover takes a minute; longer than this, somebody should look at the address.
+    """
 
     bootstrap: str = "127.0.0.1:9092"
     kind: Literal["embedded", "apache", "existing"] = "existing"
     prefix: str = ""
     client: dict[str, str] = {}
+    start_wait_ms: int = 120_000
     replication_factor: int = 1
     queue_partitions: int = 1
     topic: dict[str, str] = {}

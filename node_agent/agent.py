@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from dataplane.crew import Crew
 from dataplane.kafka import check_reachable
+from dataplane.patience import Patience
 from dataplane.payloads import PayloadFetcher
 from dataplane.process import (
     Readiness,
@@ -167,7 +168,7 @@ class Agent:
         self._attempts = Crew()
         leaving = True
         try:
-            await self._begin()
+            await self._begin(stopping)
             self._crew.spawn(self._attempts.until(stopping))
             await self._crew.until(stopping)
             leaving = leave_jobs()
@@ -176,12 +177,12 @@ class Agent:
         finally:
             await self._close(leaving)
 
-    async def _begin(self) -> None:
+    async def _begin(self, stopping: asyncio.Event) -> None:
         kafka = self._settings.kafka
         recovery = recover(self._journal.state, self._keeper.current.found, self._kept.adopted)
         if not recovery.effects:  # else jobs of ours run, and Kafka may be away for long
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, check_reachable, kafka)
+            patiently = Patience(kafka, self._readiness, stopping)
+            await patiently(lambda: asyncio.to_thread(check_reachable, kafka))
         producer = RecordProducer(kafka, name="agent")
         fetcher = PayloadFetcher(kafka)
         self._closers += [fetcher.aclose, producer.aclose]
