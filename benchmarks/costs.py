@@ -7,6 +7,7 @@ What the kernel does on its own threads (removing network namespaces) is in nobo
 """
 
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -42,11 +43,21 @@ THREADS: Final = {
 
 
 class _Spent(NamedTuple):
-    """CPU ms so far: the process's own, its reaped children's, and by thread (id → name, ms)."""
+    """CPU ms so far: the process's own, its reaped children's, and by thread (id → name, ms);
+    and how often a thread of it went to sleep (each costs a wake-up)."""
 
     own_ms: float
     children_ms: float
     threads: dict[str, tuple[str, float]]
+    sleeps: int
+
+
+class _More(NamedTuple):
+    """What was spent between two looks."""
+
+    ms: float
+    threads: dict[str, float]
+    sleeps: float
 
 
 class Cost(msgspec.Struct, kw_only=True):
@@ -54,8 +65,12 @@ class Cost(msgspec.Struct, kw_only=True):
 
     kind: str
     per_job_ms: float
+    beyond_idle_ms: float
+    """Per job, less what it uses in that time while there is nothing to do: a slow or crowded
+    machine, on which a job takes longer, has a larger share of that."""
     idle_ms_per_s: float
-    """While there is nothing to do."""
+    sleeps: float
+    """Per job: how often a thread went to sleep and had to be woken again."""
     threads: dict[str, float]
     """Per job: main, python (other threads of ours), kafka (librdkafka's), dds, …"""
     functions: dict[str, float]
@@ -83,29 +98,35 @@ class Meter:
         time.sleep(IDLE_S)
         self._idle = _difference(before, self._read(), time.monotonic() - begun)
         self._before: dict[int, _Spent] = {}
+        self._begun = 0.0
         self._records: dict[str, int] = {}
 
     def start(self) -> None:
         """The workload begins."""
         self._toggle_samplers()
         self._records = _records(self._cluster.settings)
-        self._before = self._read()
+        self._before, self._begun = self._read(), time.monotonic()
 
     def stop(self, jobs: int) -> Costs:
         """The workload of so many jobs is over."""
         spent = _difference(self._before, self._read(), jobs)
+        job_s = (time.monotonic() - self._begun) / jobs
         self._toggle_samplers()
         records = _records(self._cluster.settings)
-        kinds = [
-            Cost(
+        kinds = []
+        for kind, pids in self._pids.items():
+            per_job_ms = sum(spent[pid].ms for pid in pids)
+            idle_ms_per_s = sum(self._idle[pid].ms for pid in pids)
+            cost = Cost(
                 kind=kind,
-                per_job_ms=sum(spent[pid][0] for pid in pids),
-                idle_ms_per_s=sum(self._idle[pid][0] for pid in pids),
-                threads=_summed(spent[pid][1] for pid in pids),
+                per_job_ms=per_job_ms,
+                beyond_idle_ms=per_job_ms - idle_ms_per_s * job_s,
+                idle_ms_per_s=idle_ms_per_s,
+                sleeps=sum(spent[pid].sleeps for pid in pids),
+                threads=_summed(spent[pid].threads for pid in pids),
                 functions=_summed(self._functions(pid, jobs) for pid in pids),
             )
-            for kind, pids in self._pids.items()
-        ]
+            kinds.append(cost)
         return Costs(
             total_ms=sum(cost.per_job_ms for cost in kinds),
             records={name: (end - self._records[name]) / jobs for name, end in records.items()},
@@ -162,11 +183,15 @@ def functions_of(folded: str, jobs: int) -> dict[str, float]:
 def show(costs: Costs, console: Console) -> None:
     """The tables of one broker."""
     table = Table(title=f"CPU ms per job: {costs.total_ms:.2f}")
-    for column in ("process", "per job", "idle, ms/s", "per job by thread"):
-        table.add_column(column, justify="left" if column == "process" else "right")
+    table.add_column("process")
+    for column in ("per job", "beyond idle", "idle, ms/s", "sleeps", "per job by thread"):
+        table.add_column(column, justify="right")
     for cost in costs.kinds:
         told = ", ".join(f"{name} {ms:.2f}" for name, ms in cost.threads.items() if ms >= 0.01)
-        table.add_row(cost.kind, f"{cost.per_job_ms:.2f}", f"{cost.idle_ms_per_s:.0f}", told)
+        table.add_row(
+            cost.kind, f"{cost.per_job_ms:.2f}", f"{cost.beyond_idle_ms:.2f}",
+            f"{cost.idle_ms_per_s:.0f}", f"{cost.sleeps:.1f}", told,
+        )  # fmt: skip
     console.print(table)
     told = ", ".join(f"{name} {count:.2f}" for name, count in costs.records.items())
     console.print(f"Kafka records per job: {told}")
@@ -223,15 +248,25 @@ def _spent(pid: int) -> _Spent:
     folder = Path("/proc") / str(pid)
     _, fields = _stat(folder / "stat")
     if not fields:
-        return _Spent(0.0, 0.0, {})
+        return _Spent(0.0, 0.0, {}, 0)
     own, children = (sum(map(int, fields[at : at + 2])) * TICK_MS for at in (11, 13))
-    threads = {}
+    threads, sleeps = {}, 0
     for task in (folder / "task").iterdir():
         name, mine = _stat(task / "stat")
         if mine:
             kind = "main" if task.name == str(pid) else _thread_kind(name)
             threads[task.name] = (kind, sum(map(int, mine[11:13])) * TICK_MS)
-    return _Spent(own, children, threads)
+            sleeps += _sleeps(task / "status")
+    return _Spent(own, children, threads, sleeps)
+
+
+def _sleeps(path: Path) -> int:
+    """Voluntary context switches (proc(5), `status`); 0 of a thread that is gone."""
+    try:
+        found = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", path.read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
 
 
 def _thread_kind(name: str) -> str:
@@ -240,8 +275,8 @@ def _thread_kind(name: str) -> str:
 
 def _difference(
     before: dict[int, _Spent], after: dict[int, _Spent], share: float
-) -> dict[int, tuple[float, dict[str, float]]]:
-    """By process: all it spent, and by thread kind, per `share` (jobs or seconds)."""
+) -> dict[int, _More]:
+    """By process, per `share` (jobs or seconds)."""
     found = {}
     for pid, now in after.items():
         was = before[pid]
@@ -250,7 +285,8 @@ def _difference(
         for task, (kind, ms) in now.threads.items():
             more = (ms - was.threads.get(task, (kind, 0.0))[1]) / share
             threads[kind] = threads.get(kind, 0.0) + more
-        found[pid] = ((now.own_ms - was.own_ms) / share + children, threads)
+        own = (now.own_ms - was.own_ms) / share
+        found[pid] = _More(own + children, threads, (now.sleeps - was.sleeps) / share)
     return found
 
 

@@ -331,7 +331,7 @@ class CoordinatorProcess:
             case ev.SendBallot(ballot=ballot):
                 self._link.send(topics.BALLOT, ballot, ballot.term)
             case ev.SendBallotReply(reply=reply):
-                self._link.send(topics.BALLOT_REPLY, reply, reply.term)
+                self._link.send(topics.BALLOT_REPLY, reply, reply.term, to=reply.candidate)
             case ev.SendBeacon(beacon=beacon):
                 self._link.send(topics.BEACON, beacon, beacon.term)
             case ev.TakeRole(term=term, why=why):

@@ -9,7 +9,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from cyclonedds.core import (
@@ -88,22 +88,22 @@ class Bus:
         deliver: Callable[[list[Message]], None],
         *,
         shards: int,
-        own_key: str = "",
+        own_name: str,
+        addressees: tuple[str, ...],
     ) -> None:
-        """`deliver` runs on the loop that calls `start`. `own_key`: reads only the shard of this
-        instance; without it a reader of a sharded topic gets nothing. Raises PlatformFaultError."""
+        """`deliver` runs on the loop that calls `start`. `own_name`: the node, or the coordinator,
+        whose shard or address is read; `addressees`: whom addressed topics may be written to.
+        Raises PlatformFaultError."""
         self._shards = shards
         try:
             self._participant = DomainParticipant(domain.id)
             self._topics = {
                 t.name: Topic(self._participant, t.name, Envelope) for t in {*reads, *writes}
             }
-            self._writers = {
-                (t.name, shard): self._writer(t, shard)
-                for t in writes
-                for shard in (range(shards) if t.sharded else (-1,))
-            }
-            self._readers = {t.name: self._reader(t, t.shard(own_key, shards)) for t in reads}
+            self._writes = writes
+            self._writers: dict[tuple[str, str], DataWriter[Envelope]] = {}
+            self._make_writers(addressees)
+            self._readers = {t.name: self._reader(t, t.read(own_name, shards)) for t in reads}
         except DDSException as error:
             raise _refused(error) from error
         self._deliver = deliver
@@ -115,12 +115,30 @@ class Bus:
         self.incompatible_qos = 0
         self._qos_check_at = 0.0
 
-    def _writer(self, topic: DdsTopic, shard: int) -> DataWriter[Envelope]:
-        publisher = Publisher(self._participant, qos=partition_qos(shard))
+    def address(self, names: Iterable[str]) -> None:
+        """Addressed topics may be written to these coordinators too. Raises PlatformFaultError.
+
+        Who has left the membership keeps its writers: nobody reads what is not written there.
+        """
+        if self._closed:
+            return
+        try:
+            self._make_writers(names)
+        except DDSException as error:
+            raise _refused(error) from error
+
+    def _make_writers(self, addressees: Iterable[str]) -> None:
+        for topic in self._writes:
+            for partition in topic.written(self._shards, addressees):
+                if (topic.name, partition) not in self._writers:
+                    self._writers[topic.name, partition] = self._writer(topic, partition)
+
+    def _writer(self, topic: DdsTopic, partition: str) -> DataWriter[Envelope]:
+        publisher = Publisher(self._participant, qos=partition_qos(partition))
         return DataWriter(publisher, self._topics[topic.name], topic.qos())
 
-    def _reader(self, topic: DdsTopic, shard: int) -> DataReader[Envelope]:
-        subscriber = Subscriber(self._participant, qos=partition_qos(shard))
+    def _reader(self, topic: DdsTopic, partitions: tuple[str, ...]) -> DataReader[Envelope]:
+        subscriber = Subscriber(self._participant, qos=partition_qos(*partitions))
         return DataReader(subscriber, self._topics[topic.name], topic.qos())
 
     def start(self) -> None:
@@ -129,11 +147,17 @@ class Bus:
         self._thread = threading.Thread(target=self._read, args=(loop,), name="dds", daemon=True)
         self._thread.start()
 
-    def publish(self, topic: DdsTopic, message: Message) -> None:
-        """Writes a sealed message. A full or stalled peer is counted, never waited for."""
+    def publish(self, topic: DdsTopic, message: Message, to: str = "") -> None:
+        """Writes a sealed message. A full or stalled peer is counted, never waited for.
+
+        `to`: the one addressee of an addressed topic; everybody where it is nobody we know.
+        """
         if self._closed:
             return
-        writer = self._writers[topic.name, topic.shard(message.key, self._shards)]
+        name = to if topic.route == "addressee" else message.key
+        writer = self._writers.get((topic.name, topic.partition_of(name, self._shards)))
+        if writer is None:
+            writer = self._writers[topic.name, topic.partition_of("", self._shards)]
         try:
             writer.write(to_wire(message))
         except DDSException as error:
@@ -161,12 +185,12 @@ class Bus:
         conditions = {name: ReadCondition(reader, mask) for name, reader in self._readers.items()}
         for condition in conditions.values():
             waitset.attach(condition)
-        while not self._closing.read():
-            waitset.wait(duration(seconds=1))
+        patience = duration(seconds=QOS_CHECK_S)
+        while not self._closed:
+            waitset.wait(patience)  # returns at once while anything is unread
             batch = self._take()
-            while batch:
+            if batch:
                 loop.call_soon_threadsafe(self._hand_over, batch)
-                batch = self._take()
             self._watch_qos()
 
     def _hand_over(self, batch: list[Message]) -> None:

@@ -176,7 +176,8 @@ class ControlLink:
     def _open_bus(self, domain: LocalDomain) -> Bus:
         return Bus(
             domain, self._reads, self._writes, self._deliver,
-            shards=self._settings.dds.intent_shards, own_key=self._only_key,
+            shards=self._settings.dds.intent_shards, own_name=self._only_key or self._sender,
+            addressees=tuple(peer.name for peer in self._settings.coordinators),
         )  # fmt: skip
 
     def start(self) -> None:
@@ -195,6 +196,7 @@ class ControlLink:
                 self._departed[peer] = now_ms + DEPARTED_MS
         self._departed = {p: until for p, until in self._departed.items() if p.name not in names}
         self._settings = replace(self._settings, coordinators=members)
+        self._bus.address(names)
         self._take_keys()
         if self._moved is not None:
             self._moved.set()
@@ -231,8 +233,11 @@ class ControlLink:
 
     # --- what is said and heard ---------------------------------------------------------------
 
-    def send(self, topic: DdsTopic, body: ControlBody, term: int = 0) -> None:
-        """Signs and writes. Never blocks; what is lost on the way is the caller's to repeat."""
+    def send(self, topic: DdsTopic, body: ControlBody, term: int = 0, to: str = "") -> None:
+        """Signs and writes. Never blocks; what is lost on the way is the caller's to repeat.
+
+        `to`: of an addressed topic, the coordinator it is for; "" for everybody.
+        """
         now_ms = self._now_ms()
         self._renew_keys(now_ms)
         key = instance_key(body)
@@ -243,7 +248,7 @@ class ControlLink:
         message = self._sealer.seal(
             topic.name, key, principal, Term(term), encode_body(body), now_ms
         )
-        self._bus.publish(topic, message)
+        self._bus.publish(topic, message, to)
 
     def close(self) -> None:
         """Leaves the domain."""

@@ -5,7 +5,8 @@ KeepLast everywhere: a stalled reader makes a KeepAll `write()` block with the i
 """
 
 import zlib
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, Literal
 
 import msgspec
 from cyclonedds.core import Policy, Qos
@@ -28,11 +29,19 @@ DEPTH_STREAM: Final = 256
 """Samples kept per key for a slow reader: a second of traffic; older ones are re-sent by us."""
 
 
+EVERYBODY: Final = "everybody"
+"""Partition of an addressed topic that all its readers read."""
+
+Route = Literal["all", "shard", "addressee"]
+
+
 class DdsTopic(msgspec.Struct, frozen=True):
     """One topic. `signer` None: signed by the node that is the instance key.
 
-    `sharded`: instances are spread over DDS partitions by key, because a write goes to every
-    matched reader: an intent then reaches the agents of its shard, not all (facts/dds.md).
+    A write goes to every matched reader and costs about 54 µs for each, and each reader is woken
+    (facts/dds.md); `route` keeps it to those concerned, by DDS partitions. `shard`: instances are
+    spread by key, an intent reaches the agents of its shard. `addressee`: a message is for one
+    coordinator by name, as a status for the leader, or for everybody.
     """
 
     name: str
@@ -41,7 +50,7 @@ class DdsTopic(msgspec.Struct, frozen=True):
     reliable: bool
     transient_local: bool = False
     depth: int = DEPTH_STREAM
-    sharded: bool = False
+    route: Route = "all"
 
     def principal(self, key: str, sender: str, *, own_keys: bool) -> Principal:
         """Whose signature a message of `sender` with this instance key must carry. `own_keys`:
@@ -63,20 +72,49 @@ class DdsTopic(msgspec.Struct, frozen=True):
         return Qos(reliability, durability, Policy.History.KeepLast(self.depth))
 
     def shard(self, key: str, shards: int) -> int:
-        """The shard of an instance; -1 where the topic is not sharded."""
-        return zlib.crc32(key.encode()) % shards if self.sharded else -1
+        """The shard of an instance, of a topic routed so."""
+        return zlib.crc32(key.encode()) % shards
+
+    def written(self, shards: int, addressees: Iterable[str]) -> tuple[str, ...]:
+        """Every partition that a writer needs; "" is the default one."""
+        match self.route:
+            case "all":
+                return ("",)
+            case "shard":
+                return tuple(f"shard-{shard}" for shard in range(shards))
+            case "addressee":
+                return (EVERYBODY, *(self.partition_of(name, shards) for name in addressees))
+
+    def read(self, name: str, shards: int) -> tuple[str, ...]:
+        """What a process of this name reads."""
+        own = self.partition_of(name, shards)
+        return (EVERYBODY, own) if self.route == "addressee" else (own,)
+
+    def partition_of(self, name: str, shards: int) -> str:
+        """Where what is for an instance, or an addressee, of this name is written; "" is no one."""
+        match self.route:
+            case "all":
+                return ""
+            case "shard":
+                return f"shard-{self.shard(name, shards)}"
+            case "addressee":
+                return f"to-{name}" if name else EVERYBODY
 
 
-def partition_qos(shard: int) -> Qos | None:
-    """QoS of a publisher or subscriber for one shard."""
-    return None if shard < 0 else Qos(Policy.Partition([f"shard-{shard}"]))
+def partition_qos(*partitions: str) -> Qos | None:
+    """QoS of a publisher or subscriber for these partitions; None for the default one."""
+    return None if partitions == ("",) else Qos(Policy.Partition(list(partitions)))
 
 
 BALLOT: Final = DdsTopic("outrider_ballot", Ballot, COORDINATORS, True)
-BALLOT_REPLY: Final = DdsTopic("outrider_ballot_reply", BallotReply, COORDINATORS, True)
+BALLOT_REPLY: Final = DdsTopic(
+    "outrider_ballot_reply", BallotReply, COORDINATORS, True, route="addressee"
+)
 BEACON: Final = DdsTopic("outrider_beacon", Beacon, COORDINATORS, False, depth=8)
-INTENT: Final = DdsTopic("outrider_intent", Intent, None, True, sharded=True)
-ATTEMPT_STATUS: Final = DdsTopic("outrider_attempt_status", AttemptStatus, None, True)
+INTENT: Final = DdsTopic("outrider_intent", Intent, None, True, route="shard")
+ATTEMPT_STATUS: Final = DdsTopic(
+    "outrider_attempt_status", AttemptStatus, None, True, route="addressee"
+)
 NODE_REPORT: Final = DdsTopic("outrider_node_report", NodeReport, None, True, True, 1)
 QUEUE_STATE: Final = DdsTopic("outrider_queue_state", QueueState, COORDINATORS, True, True, 1)
 

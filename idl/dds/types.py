@@ -5,7 +5,9 @@ One envelope for all topics: serialising nested structs in Python costs 20 times
 (facts/dds.md), so the body is JSON text.
 """
 
+import struct
 from dataclasses import dataclass
+from typing import Any, Final
 
 from cyclonedds.idl import IdlStruct
 from cyclonedds.idl.annotations import appendable
@@ -13,6 +15,12 @@ from cyclonedds.idl.annotations import key as dds_key
 from cyclonedds.idl.types import int64
 
 from idl.envelope import Message
+
+_D_CDR2_LE: Final = b"\x00\x09\x00\x00"
+"""Encapsulation header of an appendable type in XCDR version 2, little endian (DDS-XTypes 1.3,
+7.6.2.1.2): what Cyclone writes on every machine of ours."""
+_WORD: Final = 4
+"""XCDR2 aligns to at most 4 bytes, and every field here to no less."""
 
 
 @dataclass
@@ -30,6 +38,71 @@ class Envelope(IdlStruct, typename="outrider.Envelope"):
     at_ms: int64
     tag: str
     body: str
+
+    def serialize(
+        self, buffer: Any = None, endianness: Any = None, use_version_2: bool | None = None
+    ) -> bytes:
+        """The wheel's own serialiser, in a ninth of its time for the one encoding in use: a test
+        holds the two together, and everything else goes through it."""
+        if buffer is not None or endianness is not None or use_version_2 is False:
+            return super().serialize(buffer, endianness, use_version_2)
+        body = self.body.encode() + b"\0"
+        data = b"".join(
+            (
+                _text(self.key), _text(self.sender), _number(self.incarnation),
+                _text(self.principal), _number(self.term), _number(self.seq),
+                _number(self.at_ms), _text(self.tag), len(body).to_bytes(_WORD, "little"), body,
+            )
+        )  # fmt: skip
+        return _D_CDR2_LE + len(data).to_bytes(_WORD, "little") + data
+
+    @classmethod
+    def deserialize(
+        cls, data: bytes, has_header: bool = True, use_version_2: bool | None = None
+    ) -> "Envelope":
+        """As `serialize`. Bytes that are no envelope become an empty one, which nobody signed:
+        a stranger must not be able to stop the reading thread."""
+        try:
+            if not has_header or data[:_WORD] != _D_CDR2_LE:
+                return super().deserialize(data, has_header, use_version_2)
+            return _read(data)
+        except (struct.error, ValueError, IndexError):
+            return cls("", "", 0, "", 0, 0, 0, "", "")
+
+
+_number: Final = struct.Struct("<q").pack
+
+
+def _text(text: str) -> bytes:
+    """Length with the closing NUL, the bytes, the NUL, and padding to a whole word."""
+    data = text.encode()
+    size = len(data) + 1
+    return size.to_bytes(_WORD, "little") + data + b"\0" * (1 + -size % _WORD)
+
+
+def _read(data: bytes) -> Envelope:
+    """Fields in order; what a newer version appended is left unread."""
+    at = 2 * _WORD  # encapsulation header, size
+
+    def text() -> str:
+        nonlocal at
+        size = int.from_bytes(data[at : at + _WORD], "little")
+        start = at + _WORD
+        if not 0 < size <= len(data) - start:
+            raise ValueError("a string is longer than its message")
+        at = start + size + -size % _WORD
+        return data[start : start + size - 1].decode()
+
+    def number() -> int:
+        nonlocal at
+        at += 8
+        value: int = struct.unpack_from("<q", data, at - 8)[0]
+        return value
+
+    return Envelope(
+        key=text(), sender=text(), incarnation=number(), principal=text(), term=number(),
+        seq=number(), at_ms=number(), tag=text(), body=text(),
+    )  # fmt: skip
 
 
 def to_wire(message: Message) -> Envelope:

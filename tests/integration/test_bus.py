@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from cyclonedds.pub import DataWriter
 from cyclonedds.topic import Topic
 from msgspec.structs import replace
 
-from idl.control import Ballot, Beacon, ControlBody, Intent, NodeReport
+from idl.control import AttemptStatus, Ballot, Beacon, ControlBody, Intent, NodeReport
 from idl.dds import link, topics
 from idl.dds.bus import LocalDomain
 from idl.dds.domain import discovery_port, domain_xml
@@ -158,6 +159,47 @@ async def test_an_intent_reaches_the_agents_of_its_shard_only(tmp_path: Path) ->
         for each in (leader, *agents.values()):
             each.close()
         domain.close()
+
+
+async def test_a_status_reaches_its_addressee_or_everybody(tmp_path: Path) -> None:
+    settings = cluster(tmp_path)
+    heard: dict[str, list[ControlBody]] = {"c0": [], "c1": []}
+    readers = [
+        ControlLink(
+            settings, name, Incarnation(1), own_port=discovery_port(DOMAIN, index),
+            reads=(topics.ATTEMPT_STATUS,), writes=(), receive=heard[name].extend, now_ms=now_ms,
+        )
+        for index, name in enumerate(heard)
+    ]  # fmt: skip
+    only_c0 = replace(settings, coordinators=settings.coordinators[:1])
+    agent = ControlLink(
+        settings, "n1", Incarnation(1), own_port=0, reads=(), writes=(topics.ATTEMPT_STATUS,),
+        receive=lambda _bodies: None, now_ms=now_ms, only_key="n1",
+    )  # fmt: skip
+    agent.follow(only_c0.coordinators)
+    agent.follow(settings.coordinators)
+    for link in (*readers, agent):
+        link.start()
+    sent: dict[str, set[int]] = {}
+
+    def got(name: str, to: str) -> bool:
+        """Tells `to` once more; whether `name` has heard anything told to `to`."""
+        number = sum(map(len, sent.values()))
+        sent.setdefault(to, set()).add(number)
+        status = AttemptStatus(pool="main", node="n1", incarnation=number, term=1, full=False)
+        agent.send(topics.ATTEMPT_STATUS, status, 1, to=to)
+        numbers = {body.incarnation for body in heard[name] if isinstance(body, AttemptStatus)}
+        return bool(numbers & sent[to])
+
+    try:
+        for name, to in (("c0", ""), ("c1", ""), ("c0", "c0"), ("c1", "c1"), ("c0", "c9")):
+            await until(partial(got, name, to))
+        await until(lambda: got("c1", "c9"))
+        assert not got("c1", "c0"), "what is for c0 alone is not heard by c1"
+        assert not got("c0", "c1")
+    finally:
+        for link in (*readers, agent):
+            link.close()
 
 
 async def test_strangers_and_forgers_are_counted_and_ignored(start: Callable[..., Heard]) -> None:

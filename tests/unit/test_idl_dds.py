@@ -6,6 +6,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from cyclonedds.core import Policy
+from cyclonedds.idl._support import Endianness
 
 from idl.dds import topics
 from idl.dds.domain import discovery_port, domain_xml, participant_index, resolve
@@ -92,3 +93,50 @@ def test_the_configuration_answers_the_traps() -> None:
 def test_a_name_that_does_not_resolve_is_our_error_not_an_abort() -> None:
     with pytest.raises(ConfigError, match="does not resolve"):
         resolve("no-such-host.invalid")
+
+
+TEXTS = ("", "a", "ab", "abc", "abcd", "ä€", "x" * 5_000)
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=len)
+@pytest.mark.parametrize("number", [0, -1, 2**63 - 1, -(2**63)])
+def test_our_encoding_is_the_wheels_encoding(text: str, number: int) -> None:
+    envelope = Envelope(text, "s", number, text, 3, number, 5, "tag", text)
+    theirs = Envelope.__idl__.serialize(envelope)
+    ours = envelope.serialize()
+    assert ours == theirs
+    assert Envelope.deserialize(theirs) == envelope
+    assert Envelope.__idl__.deserialize(ours) == envelope
+
+
+def test_other_encodings_are_read_too() -> None:
+    envelope = Envelope("k", "s", 1, "p", 2, 3, 4, "tag", "body")
+    for version_2 in (False, True):
+        for endianness in Endianness:
+            data = Envelope.__idl__.serialize(
+                envelope, endianness=endianness, use_version_2=version_2
+            )
+            assert Envelope.deserialize(data) == envelope
+
+
+def test_a_field_that_a_newer_version_appended_is_left_alone() -> None:
+    envelope = Envelope("k", "s", 1, "p", 2, 3, 4, "tag", "body123")
+    data = envelope.serialize() + b"\x05\0\0\0more\0"
+    assert Envelope.deserialize(data) == envelope
+
+
+def test_bytes_of_a_stranger_are_an_envelope_that_nobody_signed() -> None:
+    whole = Envelope("k", "s", 1, "p", 2, 3, 4, "tag", "body").serialize()
+    header = whole[:8]
+    for data in (header, whole[:20], header + b"\xff" * 40, header + b"\3\0\0\0\xff\xff\0\0" * 9):
+        assert Envelope.deserialize(data).tag == ""
+
+
+def test_a_message_goes_to_those_concerned() -> None:
+    members = ("c1", "c2")
+    assert topics.BEACON.written(16, members) == ("",) == topics.BEACON.read("c1", 16)
+    status = topics.ATTEMPT_STATUS
+    assert status.written(16, members) == (topics.EVERYBODY, "to-c1", "to-c2")
+    assert status.read("c2", 16) == (topics.EVERYBODY, status.partition_of("c2", 16))
+    assert status.partition_of("", 16) == topics.EVERYBODY
+    assert topics.INTENT.read("n1", 16)[0] in topics.INTENT.written(16, members)
