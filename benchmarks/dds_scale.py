@@ -91,7 +91,8 @@ class SimulatedNode:
 
     def _perform(self, effect: Effect) -> None:
         if isinstance(effect, SendStatus):
-            self._link.send(topics.ATTEMPT_STATUS, effect.status, effect.status.term)
+            status = effect.status
+            self._link.send(topics.ATTEMPT_STATUS, status, status.term, to=effect.to)
         elif isinstance(effect, RunAttempt):
             self._crew.spawn(self._finish(effect))
 

@@ -26,6 +26,7 @@ from dataplane.payloads import PayloadFetcher
 from dataplane.process import (
     Readiness,
     configure_logging,
+    monotonic_ms,
     new_incarnation,
     now_ms,
     run_process,
@@ -43,6 +44,7 @@ from idl.settings import ClusterSettings, load_cluster
 from idl.units import parse_bytes, parse_cpu_millis, parse_ms
 from node_agent.core.attempts import (
     AgentCore,
+    AttemptRunning,
     Effect,
     Event,
     FollowMembers,
@@ -56,6 +58,7 @@ from node_agent.core.attempts import (
 )
 from node_agent.core.gpus import GpuDevices
 from node_agent.core.journal import Accepted, Forgotten, Origin, Record, TermSeen
+from node_agent.core.pace import StatusPace
 from node_agent.core.recovery import (
     AdoptAttempt,
     DeliverAgain,
@@ -145,7 +148,8 @@ class Agent:
             frozenset(self._report.enforces),
         )
         self._metrics = Metrics(name, settings.pool)
-        self._flush_due = False
+        self._pace = StatusPace()
+        self._flushing: asyncio.TimerHandle | None = None
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._link = ControlLink(
             settings,
@@ -244,6 +248,8 @@ class Agent:
             await self._keeper.leave()
         self._attempts.cancel()
         self._crew.cancel()
+        if self._flushing is not None:
+            self._flushing.cancel()
         self._link.close()
         for close in self._closers:
             await close()
@@ -264,15 +270,28 @@ class Agent:
                 self._perform(effect)
         except OutriderError as error:
             self._crew.fail(error)
-        if not self._flush_due:
-            self._flush_due = True
-            asyncio.get_running_loop().call_soon(self._flush)
+        if self._core.has_news:
+            self._plan_flush(urgent=isinstance(event, AttemptRunning))
+
+    def _plan_flush(self, *, urgent: bool) -> None:
+        now = monotonic_ms()
+        due = self._pace.changed(now, urgent=urgent)
+        if due is None:
+            return
+        if self._flushing is not None:
+            self._flushing.cancel()
+        delay_s = (due - now) / 1000
+        self._flushing = asyncio.get_running_loop().call_later(delay_s, self._flush)
 
     def _flush(self) -> None:
-        """One status for everything that happened in this turn of the loop."""
-        self._flush_due = False
+        """One status for everything that happened since the last one."""
+        self._flushing = None
+        self._pace.sent(monotonic_ms())
         for effect in self._core.flush():
             self._perform(effect)
+        self._observe()
+
+    def _observe(self) -> None:
         self._metrics.observe(len(self._core.live), self._link.counts(), self._core.refused_intents)
 
     def _perform(self, effect: Effect) -> None:
@@ -287,8 +306,8 @@ class Agent:
             case FollowMembers(members=members):
                 log.info("coordinators changed", extra={"members": [p.name for p in members]})
                 self._link.follow(merged(members, self._settings.coordinators))
-            case SendStatus(status=status):
-                self._link.send(topics.ATTEMPT_STATUS, status, status.term)
+            case SendStatus(status=status, to=to):
+                self._link.send(topics.ATTEMPT_STATUS, status, status.term, to=to)
 
     def _start(self, effect: RecoveryEffect) -> None:
         """What the journal knows already."""
@@ -313,6 +332,7 @@ class Agent:
 
     def _heartbeat(self) -> None:
         self._tell(HeartbeatDue())
+        self._observe()
 
     def _send_report(self) -> None:
         pressure = node_pressure()

@@ -120,9 +120,10 @@ class ForgetAttempt(msgspec.Struct, frozen=True, tag=True):
 
 
 class SendStatus(msgspec.Struct, frozen=True, tag=True):
-    """Tell the leader."""
+    """Tell this coordinator, the leader as far as we know; "": tell all of them."""
 
     status: AttemptStatus
+    to: str = ""
 
 
 class FollowMembers(msgspec.Struct, frozen=True, tag=True):
@@ -165,6 +166,8 @@ class AgentCore:
         self.term = 0
         self.members_version = 0
         """Of the coordinators that this process knows; 0: those of its cluster file."""
+        self.leader = ""
+        """Whose intent was taken last; "" before the first."""
         self.refused_intents: dict[str, int] = {}
         self._attempts: dict[Key, _Attempt] = {}
         self._live: dict[Key, AssignIntent] = {}
@@ -196,7 +199,11 @@ class AgentCore:
         return ()
 
     def flush(self) -> tuple[Effect, ...]:
-        """A delta status of what changed since the last one; call once per batch of events."""
+        """A delta status of what changed since the last one; call once per batch of events.
+
+        It is for the leader alone: one who led before us and hears nothing, or leads now and we do
+        not know it yet, has the full status of the next heartbeat.
+        """
         if not self._changed:
             return ()
         views = tuple(
@@ -204,7 +211,12 @@ class AgentCore:
             for (job, attempt), phase in self._changed.items()
         )
         self._changed.clear()
-        return (SendStatus(self._status(full=False, views=views)),)
+        return (SendStatus(self._status(full=False, views=views), self.leader),)
+
+    @property
+    def has_news(self) -> bool:
+        """`flush` has something to say."""
+        return bool(self._changed)
 
     @property
     def live(self) -> tuple[AssignIntent, ...]:
@@ -231,7 +243,7 @@ class AgentCore:
         if refusal:
             self.refused_intents[refusal] = self.refused_intents.get(refusal, 0) + 1
             return ()
-        self.term = intent.term
+        self.term, self.leader = intent.term, intent.leader
         effects = [self._take_item(item) for item in intent.items]
         if intent.members and intent.members_version > self.members_version:
             self.members_version = intent.members_version

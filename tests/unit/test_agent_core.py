@@ -77,6 +77,22 @@ def test_an_attempt_from_assign_to_forget() -> None:
     assert beat.status.attempts == ()
 
 
+def test_news_go_to_the_leader_that_spoke_last_and_full_lists_to_all() -> None:
+    agent = core()
+    assert not agent.has_news
+    agent.step(intent(assign()))
+    assert agent.has_news
+    (told,) = agent.flush()
+    assert isinstance(told, SendStatus)
+    assert (told.to, told.status.full) == ("c1", False)
+    agent.step(intent(assign("b"), term=0))
+    assert agent.leader == "c1", "an older leader's intent is refused"
+    (beat,) = agent.step(HeartbeatDue())
+    assert isinstance(beat, SendStatus)
+    assert (beat.to, beat.status.full) == ("", True)
+    assert not agent.has_news
+
+
 def test_a_resent_assign_is_acknowledged_and_runs_nothing_twice() -> None:
     agent = core()
     agent.step(intent(assign()))
