@@ -21,7 +21,6 @@ from idl.jobs import LimitName
 from idl.ledger import Capacity
 from idl.records import AttemptResult, Outcome
 from node_agent.core import attempts as core
-from node_agent.core.pace import StatusPace
 
 if TYPE_CHECKING:
     from chaos.sim.cluster import Cluster
@@ -64,7 +63,6 @@ class SimAgent:
         self.highest_term = node.term
         self.calls = {member.name for member in cluster.file}
         """Coordinators that it knows: those of its file until it is told of others."""
-        self.pace = StatusPace()
         self._mailbox: deque[Callable[[], None]] = deque()
         cluster.network.attach(node.name, lambda message: self.guard(partial(self.open, message)))
         if cluster.plant is not None:
@@ -162,21 +160,10 @@ class SimAgent:
     def step(self, event: core.Event) -> tuple[core.Effect, ...]:
         """One fact, its orders, and the status that follows."""
         effects = self.core.step(event)
-        for effect in effects:
+        for effect in (*effects, *self.core.flush()):
             self._perform(effect)
-        if self.core.has_news:
-            urgent = isinstance(event, core.AttemptRunning)
-            due = self.pace.changed(self.world.now, urgent=urgent)
-            if due is not None:
-                self.world.after(due - self.world.now, partial(self.guard, self.flush))
         self.core.check_invariants()
         return effects
-
-    def flush(self) -> None:
-        """One status for what changed; of several planned, the later ones find nothing to say."""
-        self.pace.sent(self.world.now)
-        for effect in self.core.flush():
-            self._perform(effect)
 
     def _perform(self, effect: core.Effect) -> None:
         match effect:
@@ -196,8 +183,8 @@ class SimAgent:
             case core.FollowMembers(members=members):
                 self.world.count("membership", "followed_by_node")
                 self.calls = {member.name for member in members}
-            case core.SendStatus(status=status, to=to):
-                self.to_coordinators("status", status, to)
+            case core.SendStatus(status=status):
+                self.to_coordinators("status", status)
 
     # --- the runner ---------------------------------------------------------------------------
 
@@ -251,12 +238,11 @@ class SimAgent:
         job.phase = core.Phase.ENDED
         self.step(core.ResultDelivered(*key))
 
-    def to_coordinators(self, topic: str, body: object, to: str = "") -> None:
-        """To this coordinator; to every one that it knows where `to` is none of these."""
+    def to_coordinators(self, topic: str, body: object) -> None:
+        """To every coordinator that it knows."""
         message = self.endpoint.seal(topic, self.name, body)
-        called = {to} if to in self.calls else self.calls
         for name in self.cluster.processes:
-            if name in called:
+            if name in self.calls:
                 self.cluster.network.send(self.name, name, message)
 
 

@@ -215,7 +215,7 @@ class Bus:
         for name, reader in self._readers.items():
             status = reader.get_requested_incompatible_qos_status()  # type: ignore[no-untyped-call] # the wheel has no annotations here
             self._tell_incompatible("writer", name, status)
-        for (name, _shard), writer in self._writers.items():
+        for (name, _partition), writer in list(self._writers.items()):
             status = writer.get_offered_incompatible_qos_status()  # type: ignore[no-untyped-call] # as above
             self._tell_incompatible("reader", name, status)
 

@@ -178,8 +178,8 @@ async def test_a_status_reaches_its_addressee_or_everybody(tmp_path: Path) -> No
     )  # fmt: skip
     agent.follow(only_c0.coordinators)
     agent.follow(settings.coordinators)
-    for link in (*readers, agent):
-        link.start()
+    for each in (*readers, agent):
+        each.start()
     sent: dict[str, set[int]] = {}
 
     def got(name: str, to: str) -> bool:
@@ -198,8 +198,8 @@ async def test_a_status_reaches_its_addressee_or_everybody(tmp_path: Path) -> No
         assert not got("c1", "c0"), "what is for c0 alone is not heard by c1"
         assert not got("c0", "c1")
     finally:
-        for link in (*readers, agent):
-            link.close()
+        for each in (*readers, agent):
+            each.close()
 
 
 async def test_strangers_and_forgers_are_counted_and_ignored(start: Callable[..., Heard]) -> None:
