@@ -21,6 +21,8 @@ LimitName = Literal[
 ]  # fmt: skip
 ON_DEMAND: Final[tuple[LimitName, ...]] = ("cpu_time", "io")
 """Limits that a node must enforce only for jobs that set them (`required_limits`)."""
+HOST_NETWORK_LABEL: Final = {"host-network": "allowed"}
+"""Label of nodes whose operator lets jobs use the host's network; such jobs go nowhere else."""
 Profile = Literal["strict", "network", "gpu"]
 FailureKind = Literal["failed", "signalled", "timed_out", "out_of_memory", "platform", "node_lost"]
 
@@ -316,6 +318,11 @@ def required_limits(spec: JobSpec) -> tuple[LimitName, ...]:
 def network_of(spec: JobSpec) -> Literal["none", "host"]:
     """What network the job sees."""
     return "host" if spec.isolation.profile == "network" else spec.isolation.network
+
+
+def required_labels(spec: JobSpec) -> dict[str, str]:
+    """Labels that a node must have: those of the job, and what its network asks for."""
+    return spec.node_labels | (HOST_NETWORK_LABEL if network_of(spec) == "host" else {})
 
 
 def profile_of(spec: JobSpec) -> Profile:

@@ -38,6 +38,7 @@ from idl.dds import topics
 from idl.dds.link import ControlLink
 from idl.errors import ConfigError, OutriderError, PlatformFaultError
 from idl.ids import Incarnation, is_valid_name
+from idl.jobs import HOST_NETWORK_LABEL
 from idl.members import merged
 from idl.records import AttemptResult
 from idl.settings import ClusterSettings, load_cluster
@@ -394,7 +395,11 @@ class Agent:
 
 
 def sandbox_settings(
-    settings: ClusterSettings, node: str, devices: tuple[str, ...], orphan_grace_s: float
+    settings: ClusterSettings,
+    node: str,
+    devices: tuple[str, ...],
+    orphan_grace_s: float,
+    allow_host_network: bool = False,
 ) -> SandboxSettings:
     """This agent's sandboxes: jobs may also run the interpreter that runs the agent."""
     name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{settings.cluster}-{node}")
@@ -403,6 +408,7 @@ def sandbox_settings(
         extra_ro_paths=interpreter_paths(),
         devices=devices,
         orphan_grace_s=orphan_grace_s,
+        allow_host_network=allow_host_network,
     )
 
 
@@ -434,7 +440,7 @@ async def open_kept(
         origin = Origin(scope, node, boot_id(), time.time_ns())
         journal = Journal(state.journal, origin)
         state.tidy({sandbox_key(*k) for k, e in journal.state.entries.items() if not e.delivered})
-        sandboxes = sandbox_settings(settings, node, devices, grace_s)
+        sandboxes = sandbox_settings(settings, node, devices, grace_s, options.allow_host_network)
         keeper, adopted = await LauncherKeeper.open(sandboxes, state.path)
     except SandboxUnavailable as error:
         state.close()
@@ -477,6 +483,11 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--node-profile", default="", metavar="NAME",
         help="play this machine, simulated: jobs get no device (a name, or a file of yours)",
     )  # fmt: skip
+    parser.add_argument(
+        "--allow-host-network",
+        action="store_true",
+        help="let jobs of the profile `network` use this machine's network",
+    )
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--state-dir",
@@ -512,7 +523,8 @@ def main(argv: list[str] | None = None) -> int:
         offer = Offer(
             cpu_millis=parse_cpu_millis(options.cpu) if options.cpu else 0,
             memory_bytes=parse_bytes(options.memory) if options.memory else 0,
-            labels=_labels(options.label),
+            labels=_labels(options.label)
+            | (HOST_NETWORK_LABEL if options.allow_host_network else {}),
             gpus=options.gpus,
             cpus=options.cpus,
             profile=options.node_profile,

@@ -19,7 +19,7 @@ from dataplane.core.devices import (
     lacking,
 )
 from idl.errors import InvariantBrokenError
-from idl.jobs import JobSpec, LimitName, required_limits
+from idl.jobs import JobSpec, LimitName, required_labels, required_limits
 from idl.ledger import Capacity, NodeSeen
 from idl.topology import GpuShare, Topology
 
@@ -42,7 +42,7 @@ def shape_of(spec: JobSpec) -> Shape:
         spec.resources.memory_bytes,
         spec.resources.gpus,
         tuple(sorted(set(required_limits(spec)))),
-        tuple(sorted(spec.node_labels.items())),
+        tuple(sorted(required_labels(spec).items())),
         ask_of(spec.resources),
     )
 

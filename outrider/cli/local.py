@@ -35,6 +35,8 @@ _DIR = click.option(
 @click.option("--node-cpu", metavar="CPU", help="What each agent offers; default: an even share.")
 @click.option("--node-memory", metavar="SIZE", help="What each agent offers, e.g. 4Gi.")
 @click.option("--overcommit", is_flag=True, help="Let the agents offer more than there is.")
+@click.option("--allow-host-network", is_flag=True,
+              help="Let jobs of the profile `network` use this machine's network.")  # fmt: skip
 @click.option("--timeout", default="60s", show_default=True, help="For everything to be ready.")
 @common
 def up(session: Session, **options: Any) -> None:

@@ -93,6 +93,7 @@ class LocalOptions:
     """What `up` starts. `None` for a node's share: this machine divided evenly.
 
     `node_profiles`: machines that the agents play in turn, simulated (`real`: this machine).
+    `allow_host_network`: jobs of the profile `network` may run here.
     `tune` changes the cluster file before it is written (tests: shorter timeouts); `env` is added
     to every coordinator's and agent's environment; `placed` puts a process, by its name, somewhere
     else (the chaos harness: a network namespace each).
@@ -110,6 +111,7 @@ class LocalOptions:
     node_memory_bytes: int | None = None
     node_profiles: tuple[str, ...] = ()
     overcommit: bool = False
+    allow_host_network: bool = False
     ready_timeout_s: float = 60.0
     env: Mapping[str, str] = field(default_factory=dict)
     tune: Callable[[ClusterSettings], ClusterSettings] = lambda settings: settings
@@ -414,6 +416,8 @@ class LocalCluster:
         else:
             offers = ("--node-profile", profile)
             note = f"simulated: plays {profile}, jobs get no GPU"
+        if options.allow_host_network:
+            offers = (*offers, "--allow-host-network")
         arguments = python_module("node_agent.agent", *self._common(name, port), *offers)
         self._spawn(self._planned(name, "agent", arguments, port, options, note))
 

@@ -189,6 +189,27 @@ async def test_bad_plans_are_refused_before_launch(sandbox: NativeSandbox) -> No
     assert (await sandbox.run(job(sandbox, "a", "true"), b"")).exit_code == 0
 
 
+async def test_the_network_profile_opens_the_host_s_network_and_nothing_else() -> None:
+    """Only where the operator allows it; every other limit is still required."""
+    settings = SandboxSettings(instance=INSTANCE + "-net", allow_host_network=True)
+    try:
+        opened = await NativeSandbox.start(settings)
+    except SandboxUnavailable as error:
+        pytest.skip(f"no sandbox on this machine: {error}")
+    require = opened.enforcement.enforced - {Limit.NETWORK}
+    script = "grep -c : /proc/net/dev; ls /home /root 2>/dev/null; echo x > /usr/x"
+    try:
+        for network, required in (("host", require), ("none", opened.enforcement.enforced)):
+            output: list[bytes] = []
+            plan = job(opened, network, script, network=network, require=required)
+            outcome = await opened.run(plan, b"", lambda _, data, o=output: o.append(data))
+            interfaces = Path("/proc/net/dev").read_text().count(":") if network == "host" else 1
+            assert int(b"".join(output).split()[0]) == interfaces
+            assert outcome.exit_code != 0 and b"Read-only" in b"".join(output)
+    finally:
+        await opened.close()
+
+
 async def test_large_payload_and_result_pass_through(sandbox: NativeSandbox) -> None:
     payload = os.urandom(3 * MIB)
     plan = job(sandbox, "a", "cat > result", result_bytes_max=4 * MIB)

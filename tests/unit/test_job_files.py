@@ -6,7 +6,7 @@ import pytest
 
 from idl.codec import decode_spec, encode_json
 from idl.errors import ConfigError
-from idl.jobs import network_of, required_limits
+from idl.jobs import network_of, required_labels, required_limits
 from outrider.client.jobfile import parse_jobs, read_job_file
 
 
@@ -158,6 +158,7 @@ profile: network
     assert network_of(spec) == "host"
     assert {"cpu_time", "io"} <= set(required_limits(spec))
     assert "network" not in required_limits(spec)
+    assert required_labels(spec) == {"host-network": "allowed"}
 
 
 @pytest.mark.parametrize(
