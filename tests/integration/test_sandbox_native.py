@@ -202,7 +202,7 @@ async def test_the_network_profile_opens_the_host_s_network_and_nothing_else() -
         for network, required in (("host", require), ("none", opened.enforcement.enforced)):
             output: list[bytes] = []
             plan = job(opened, network, script, network=network, require=required)
-            outcome = await opened.run(plan, b"", lambda _, data, o=output: o.append(data))
+            outcome = await opened.run(plan, b"", lambda *given, o=output: o.append(given[1]))
             interfaces = Path("/proc/net/dev").read_text().count(":") if network == "host" else 1
             assert int(b"".join(output).split()[0]) == interfaces
             assert outcome.exit_code != 0 and b"Read-only" in b"".join(output)
