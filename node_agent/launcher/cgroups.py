@@ -303,6 +303,16 @@ class Tree:
             write_at(group.fd, "devices.allow", f"c {major}:{minor} rw")
         return "v1"
 
+    def try_throttle(self) -> None:
+        """Write "no limit" for every disk where jobs' limits will be written. Raises OSError: a
+        disk that the kernel does not throttle would fail every job that asks for it."""
+        if self.v2 and "io" in self.v2_holds:
+            for disk in self.disks:
+                write_at(self.v2.fd, "io.max", f"{disk} rbps=max wbps=max")
+        if "blkio" in self.v1:
+            for disk in self.disks:
+                write_at(self.v1["blkio"].fd, "blkio.throttle.read_bps_device", f"{disk} 0")
+
     def drop_if_alone(self, controller: str) -> None:
         """Do without a v1 controller; its hierarchy too, where it has that for itself."""
         unneeded = self.v1.pop(controller, None)

@@ -94,6 +94,11 @@ def _io(environment: Environment, settings: dict[str, object]) -> None:
     environment.tree.disks = disks
     if unknown:
         environment.io_problem = f"no disk to throttle behind {', '.join(unknown)}"
+        return
+    try:
+        environment.tree.try_throttle()
+    except OSError as error:
+        environment.io_problem = f"disks {', '.join(disks)} cannot be throttled: {error.strerror}"
 
 
 def _swap(environment: Environment) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from node_agent.launcher import main as launcher
-from node_agent.sandbox import channel, native
+from node_agent.sandbox import channel, native, outputs
 from node_agent.sandbox.channel import SOCKET_NAME
 from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import MIB, SandboxOutcome, SandboxPlan, SandboxUnavailable
@@ -315,3 +315,28 @@ async def test_what_is_discarded_is_killed_and_forgotten(tmp_path: Path) -> None
     if third is not None:
         await third.close()
     await until(lambda: leftovers(f"{INSTANCE}-discard") == [], "something was left")
+
+
+async def test_files_of_a_job_that_ended_without_an_agent_are_collected(tmp_path: Path) -> None:
+    first = await started("files", tmp_path)
+    job = plan(
+        first, "a.1", "sleep 0.3; echo kept > out; ln -s /etc/passwd l", outputs=("out", "l")
+    )
+    task, running = begin(first, job)
+    await running.wait()
+    await lose(first, task)
+    await asyncio.sleep(0.6)
+    await lose(await adopted("files", tmp_path))
+    agent = await adopted("files", tmp_path)
+    found: list[outputs.Listing] = []
+
+    async def take(work_fd: int) -> None:
+        found.append(outputs.find(work_fd, job.outputs))
+        assert outputs.read(work_fd, found[0].files[0]) == b"kept\n"
+
+    assert (await agent.resume(job, {}, on_work=take)).exit_code == 0
+    assert [file.name for file in found[0].files] == ["out"]
+    assert found[0].missing == {"l": "not a regular file"}
+    await agent.forget("a.1")
+    await agent.close()
+    assert leftovers(f"{INSTANCE}-files") == []

@@ -140,6 +140,19 @@ def test_v2_swap_io_and_cpuset(v2: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (home / "io.max").read_text() == "8:0 rbps=1000 wbps=max"
 
 
+def test_a_disk_that_cannot_be_throttled_is_found_at_the_start(
+    v2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_files(monkeypatch)
+    tree = cgroups.open_tree("outrider-a.1", [Mounted(frozenset(), str(v2))], frozenset())
+    tree.disks = ["8:0"]
+    tree.try_throttle()
+    assert (v2 / "outrider-a.1/io.max").read_text() == "8:0 rbps=max wbps=max"
+    (v2 / "outrider-a.1/io.max").unlink()
+    with pytest.raises(OSError, match=r"io\.max"):
+        tree.try_throttle()
+
+
 def test_v2_usage_is_what_the_files_say(v2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job_files(monkeypatch)
     tree = cgroups.open_tree("outrider-a.1", [Mounted(frozenset(), str(v2))], frozenset())
