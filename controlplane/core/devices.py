@@ -28,6 +28,10 @@ from dataplane.core.devices import (
 
 EXACT_GPUS_MAX: Final = 8
 """All subsets of eight GPUs are 256, looked up in microseconds; of sixteen, 65,536."""
+SCORES_KEPT: Final = 20_000
+"""Sets of GPUs whose score is remembered per kind of machine: about 5 MB."""
+LINKAGES_KEPT: Final = 64
+"""Kinds of machines remembered: a pool has few, but nodes that lost a GPU are of their own kind."""
 _SIZES: Final = (8, 4, 2)
 """Sets that the rest is judged by: the usual sizes of jobs with several GPUs."""
 
@@ -37,7 +41,10 @@ _IMPOSSIBLE: Final[Score] = (-1, 0, 0, 0)
 
 
 class Linkage:
-    """The GPUs of one machine as a graph, with what was worked out about it before."""
+    """The GPUs of one machine as a graph, with what was worked out about it before.
+
+    Of `machine` only links, levels and domains are looked at: nodes with equal ones share it.
+    """
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -48,6 +55,8 @@ class Linkage:
         """How good this set is for one job."""
         known = self._scores.get(gpus)
         if known is None:
+            if len(self._scores) >= SCORES_KEPT:
+                self._scores.clear()
             pairs = list(combinations(sorted(gpus), 2))
             links = [self.machine.links(*pair) for pair in pairs]
             domains = {self.machine.numa_of(index) for index in gpus}
@@ -75,6 +84,22 @@ class Linkage:
             domain = self.machine.numa_of(index)
             counts[domain] = counts.get(domain, 0) + 1
         return (sorted(counts.values(), reverse=True), self.score(rest))
+
+
+class Linkages:
+    """One Linkage for all machines whose GPUs are connected alike."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, Linkage] = {}
+
+    def of(self, machine: Machine) -> Linkage:
+        """That of this machine."""
+        found = self._known.get(machine.graph)
+        if found is None:
+            if len(self._known) >= LINKAGES_KEPT:
+                del self._known[next(iter(self._known))]
+            found = self._known[machine.graph] = Linkage(machine)
+        return found
 
 
 def choose_gpus(

@@ -12,9 +12,9 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
 from controlplane.core.bounds import NODE_CHECKS_MAX
-from controlplane.core.devices import Demand, Linkage, choose
+from controlplane.core.devices import Demand, Linkages, choose
 from dataplane.core.devices import NOTHING, PLAIN, Grant, Held, Room, lacking
-from dataplane.core.nodes import Node, Reservation, Shape, unmet_by_capacity
+from dataplane.core.nodes import Node, Reservation, Shape, unmet_rules
 from dataplane.core.pending import Entry, ShapeQueue
 from dataplane.core.state import PoolState
 
@@ -38,7 +38,7 @@ class _Room:
 
     __slots__ = ("_linkages", "cpu", "gpus", "held", "memory", "node", "share")
 
-    def __init__(self, node: Node, freed: list[Reservation], linkages: dict[str, Linkage]) -> None:
+    def __init__(self, node: Node, freed: list[Reservation], linkages: Linkages) -> None:
         self.node = node
         self._linkages = linkages
         self.cpu = node.free_cpu_millis + sum(r.cpu_millis for r in freed)
@@ -69,13 +69,17 @@ class _Room:
             self.cpu / max(capacity.cpu_millis, 1), self.memory / max(capacity.memory_bytes, 1)
         )
 
-    def fits(self, shape: Shape) -> bool:
+    def fits_in_numbers(self, shape: Shape) -> bool:
+        """Enough of everything, wherever it is."""
         return (
             self.cpu >= shape.cpu_millis
             and self.memory >= shape.memory_bytes
-            and (shape.ask.gpu_profile or len(self.gpus) >= shape.gpus)
-            and (shape.ask == PLAIN or self._fits_devices(shape))
+            and (len(self.gpus) >= shape.gpus or bool(shape.ask.gpu_profile))
         )
+
+    def fits(self, shape: Shape) -> bool:
+        """The same, and the devices and cores that the shape asks for."""
+        return self.fits_in_numbers(shape) and (shape.ask == PLAIN or self._fits_devices(shape))
 
     def _room(self) -> Room:
         return Room(self.node.machine, self.held or self.node.held, self.gpus)
@@ -91,10 +95,7 @@ class _Room:
         return max(shape.cpu_millis, 1000 * len(grant.cpus))
 
     def _chosen(self, shape: Shape) -> Grant:
-        machine = self.node.machine
-        linkage = self._linkages.get(self.node.name)
-        if linkage is None or linkage.machine is not machine:
-            linkage = self._linkages[self.node.name] = Linkage(machine)
+        linkage = self._linkages.of(self.node.machine)
         demand = Demand(shape.ask, shape.gpus, shape.cpu_millis, shape.memory_bytes)
         grant = choose(linkage, self._room(), demand)
         assert grant is not None, "chosen without looking whether it fits"
@@ -121,7 +122,7 @@ class _Cycle:
     """One scheduling cycle's scratch pad."""
 
     def __init__(self, state: PoolState, freed: dict[str, list[Reservation]],
-                 closed: set[str], linkages: dict[str, Linkage]) -> None:  # fmt: skip
+                 closed: set[str], linkages: Linkages) -> None:  # fmt: skip
         self.rooms = [
             _Room(node, freed.get(name, []), linkages)
             for name, node in state.nodes.items()
@@ -150,7 +151,7 @@ class _Cycle:
             offers = [
                 (room.share, room.node.name, room)
                 for room in self.rooms
-                if room.fits(shape) and not unmet_by_capacity(room.node, shape)
+                if room.fits_in_numbers(shape) and not unmet_rules(room.node, shape)
             ]
             heapify(offers)
             self.offers[shape] = offers
@@ -171,10 +172,24 @@ class _Cycle:
         return None
 
     def _packed(self, offers: list[_Offer], shape: Shape) -> _Room | None:
-        """The node with the fewest free GPUs that suffice. Nodes with GPUs are few: a scan."""
+        """The node with the fewest free GPUs that suffice. Nodes with GPUs are few: a scan.
+
+        Devices are looked at node by node in that order, until one has them; one that has not is
+        not looked at again, for room only shrinks within a cycle.
+        """
         self.checks += len(offers)
-        fitting = [(len(room.gpus), name, room) for _, name, room in offers if room.fits(shape)]
-        return min(fitting, key=lambda offer: offer[:2])[2] if fitting else None
+        offers[:] = [offer for offer in offers if offer[2].fits_in_numbers(shape)]
+        if shape.ask == PLAIN:
+            return min(offers, key=_fullest)[2] if offers else None
+        for offer in sorted(offers, key=_fullest):
+            if offer[2].fits(shape):
+                return offer[2]
+            offers.remove(offer)
+        return None
+
+
+def _fullest(offer: _Offer) -> tuple[int, str]:
+    return len(offer[2].gpus), offer[1]
 
 
 class Scheduler:
@@ -183,8 +198,7 @@ class Scheduler:
     def __init__(self) -> None:
         self.cut_short = False
         """The last cycle stopped at NODE_CHECKS_MAX: there is more to look at."""
-        self._linkages: dict[str, Linkage] = {}
-        """By node: what was worked out about its GPUs; anew when the node's topology changes."""
+        self._linkages = Linkages()
         self._blocked: set[Shape] = set()
         self._blocked_at = -1
 
@@ -209,8 +223,6 @@ class Scheduler:
         blocked = self._blocked if not freed and not closed else set[Shape]()
         if limit <= 0 or state.pending.shapes.keys() <= blocked:
             return []
-        for gone in self._linkages.keys() - state.nodes.keys():
-            del self._linkages[gone]
         cycle = _Cycle(state, freed or {}, closed or set(), self._linkages)
         heads = self._heads(state, blocked, excluded or set(), cycle)
         placed: list[Placement] = []

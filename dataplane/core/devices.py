@@ -86,6 +86,11 @@ class Machine:
         }
         self.place = {gpu.index: at for at, gpu in enumerate(topology.gpus)}
         """Row of a GPU in the matrices."""
+        self.graph = (
+            tuple((gpu.index, gpu.numa_node) for gpu in self.whole.values()),
+            tuple(self.place.items()), topology.nvlinks, topology.pcie,
+        )  # fmt: skip
+        """All that tells one set of whole GPUs from another; equal for machines built alike."""
         self.domains = {domain.id: domain for domain in _domains(topology)}
         self.last_level = _last_level(topology)
         """CPU → number of its last-level cache, where several CPUs share one."""

@@ -227,9 +227,15 @@ def unmet_by_capacity(node: Node, shape: Shape) -> tuple[str, ...]:
         )
     elif len(node.capacity.gpus) < shape.gpus:
         unmet.append("gpus")
-    unmet.extend(f"enforcement:{limit}" for limit in shape.require if limit not in node.enforces)
-    unmet.extend(f"label:{key}" for key, value in shape.labels if node.labels.get(key) != value)
-    return tuple(unmet)
+    return (*unmet, *unmet_rules(node, shape))
+
+
+def unmet_rules(node: Node, shape: Shape) -> tuple[str, ...]:
+    """Which demands are met or not whatever is free: `enforcement:<limit>`, `label:<key>`."""
+    return (
+        *(f"enforcement:{limit}" for limit in shape.require if limit not in node.enforces),
+        *(f"label:{key}" for key, value in shape.labels if node.labels.get(key) != value),
+    )
 
 
 def unmet_by_free_room(node: Node, shape: Shape) -> tuple[str, ...]:

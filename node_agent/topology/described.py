@@ -8,6 +8,7 @@ The descriptions are in `profiles/`; each names the public report that it follow
 from __future__ import annotations
 
 import difflib
+import os
 import shutil
 import tempfile
 from importlib import resources
@@ -25,6 +26,8 @@ from node_agent.topology.node import NodeTopology, read_topology
 from node_agent.topology.nvml import Nvml
 
 _BUSES_PER_HOST_BRIDGE: Final = 0x20
+_IN_MEMORY: Final = "/dev/shm"
+"""A tree has thousands of files for a moment; a disk would be a hundred times slower."""
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -145,7 +148,8 @@ def _description(text: str, origin: str) -> Description:
 
 def read_described(description: Description, profile: str = "") -> NodeTopology:
     """The machine as the agent's reading code sees it."""
-    root = Path(tempfile.mkdtemp(prefix="outrider-profile-"))
+    memory = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else None
+    root = Path(tempfile.mkdtemp(prefix="outrider-profile-", dir=memory))
     try:
         build_tree(description, root)
         found = read_topology(
@@ -169,8 +173,11 @@ def described_nvml(description: Description, **faults: Any) -> Nvml:
 
 
 def _put(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{text}\n", encoding="utf-8")
+    try:
+        path.write_text(f"{text}\n", encoding="utf-8")
+    except FileNotFoundError:  # the folder's first file: looking each time would double the time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _cpus(description: Description) -> tuple[int, ...]:
