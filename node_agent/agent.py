@@ -43,6 +43,7 @@ from idl.members import merged
 from idl.records import AttemptResult
 from idl.settings import ClusterSettings, load_cluster
 from idl.units import parse_bytes, parse_cpu_millis, parse_ms
+from node_agent.cdi import CDI_DIRS, CdiDevices, read_cdi
 from node_agent.core.attempts import (
     AgentCore,
     AttemptRunning,
@@ -82,7 +83,12 @@ from node_agent.report import (
 )
 from node_agent.runner import AttemptRunner, RunnerPorts
 from node_agent.sandbox.plan import SandboxUnavailable
-from node_agent.sandbox.settings import ORPHAN_GRACE_S, SandboxSettings, interpreter_paths
+from node_agent.sandbox.settings import (
+    ORPHAN_GRACE_S,
+    VISIBLE_PATHS,
+    SandboxSettings,
+    interpreter_paths,
+)
 from node_agent.state import StateDir, boot_id, state_path
 from node_agent.topology.described import load_profile, read_described
 from node_agent.topology.health import HealthWatch
@@ -400,12 +406,20 @@ def sandbox_settings(
     devices: tuple[str, ...],
     orphan_grace_s: float,
     allow_host_network: bool = False,
+    mounts: tuple[str, ...] = (),
 ) -> SandboxSettings:
-    """This agent's sandboxes: jobs may also run the interpreter that runs the agent."""
+    """This agent's sandboxes: jobs may also run the interpreter that runs the agent.
+
+    `mounts`: host paths that GPUs need (CDI), shown read-only unless they are seen anyway.
+    """
+    seen = tuple(f"{path}/" for path in VISIBLE_PATHS)
     name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{settings.cluster}-{node}")
     return SandboxSettings(
         instance=name,
-        extra_ro_paths=interpreter_paths(),
+        extra_ro_paths=(
+            *interpreter_paths(),
+            *(path for path in mounts if not path.startswith(seen)),
+        ),
         devices=devices,
         orphan_grace_s=orphan_grace_s,
         allow_host_network=allow_host_network,
@@ -429,7 +443,10 @@ class Leaving:
 
 
 async def open_kept(
-    settings: ClusterSettings, options: argparse.Namespace, devices: tuple[str, ...]
+    settings: ClusterSettings,
+    options: argparse.Namespace,
+    devices: tuple[str, ...],
+    mounts: tuple[str, ...] = (),
 ) -> Kept:
     """State directory, journal, launcher. Raises ConfigError, PlatformFaultError."""
     node = options.name
@@ -440,7 +457,9 @@ async def open_kept(
         origin = Origin(scope, node, boot_id(), time.time_ns())
         journal = Journal(state.journal, origin)
         state.tidy({sandbox_key(*k) for k, e in journal.state.entries.items() if not e.delivered})
-        sandboxes = sandbox_settings(settings, node, devices, grace_s, options.allow_host_network)
+        sandboxes = sandbox_settings(
+            settings, node, devices, grace_s, options.allow_host_network, mounts
+        )
         keeper, adopted = await LauncherKeeper.open(sandboxes, state.path)
     except SandboxUnavailable as error:
         state.close()
@@ -474,6 +493,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--gpus", default="", metavar="all|none|K/N|LIST",
         help="GPUs to offer: indices or UUIDs, or the K-th of N equal parts (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cdi-dir", action="append", default=[], metavar="DIR",
+        help="where CDI specs are; repeatable (default: /etc/cdi and /var/run/cdi)",
     )  # fmt: skip
     parser.add_argument(
         "--cpus", default="", metavar="all|none|K/N|LIST",
@@ -534,9 +557,12 @@ def main(argv: list[str] | None = None) -> int:
         if options.metrics_port:
             stop_metrics = serve_metrics(options.metrics_address, options.metrics_port, readiness)
         topology = machine_of(options.node_profile)
-        devices = gpu_devices(offered(topology, offer))
+        parts = offered(topology, offer)
+        folders = [Path(folder) for folder in options.cdi_dir] or CDI_DIRS
+        cdi = CdiDevices() if offer.profile else read_cdi(parts, folders)
+        devices = gpu_devices(parts, cdi)
         leaving = Leaving(stopping, always=options.keep_jobs_on_stop)
-        kept = await open_kept(settings, options, devices.paths)
+        kept = await open_kept(settings, options, devices.paths, cdi.mounts)
         try:
             for limit, why in kept.keeper.current.enforcement.missing.items():
                 log.warning("limit not enforced", extra={"limit": limit, "reason": why})

@@ -13,6 +13,8 @@ from idl.jobs import LimitName
 from idl.ledger import Capacity
 from idl.topology import GpuInfo, MigInstance, Topology
 from idl.units import MIB
+from node_agent.cdi import CdiDevices
+from node_agent.core.cdi import Applied
 from node_agent.core.gpus import CONTROL_DEVICES, GpuDevices
 from node_agent.sandbox.plan import Enforcement, Limit
 from node_agent.topology.cpu import read_text
@@ -58,25 +60,44 @@ def _memory(topology: NodeTopology, offer: Offer) -> int:
     return offer.memory_bytes or max(MIB, topology.memory_bytes - RESERVED_MEMORY_BYTES)
 
 
-def gpu_devices(topology: Topology, dev: Path = Path("/dev")) -> GpuDevices:
-    """The device nodes of the GPUs that have one here (a container may be given fewer)."""
+def gpu_devices(
+    topology: Topology, cdi: CdiDevices | None = None, dev: Path = Path("/dev")
+) -> GpuDevices:
+    """The device nodes of the GPUs that have one here (a container may be given fewer).
+
+    Where a CDI spec knows a GPU, its nodes are those of the spec.
+    """
     if topology.profile:
-        pretended = {gpu.index: ("", gpu.uuid) for gpu in topology.gpus}
+        pretended: dict[int, tuple[tuple[str, ...], str]] = {
+            gpu.index: ((), gpu.uuid) for gpu in topology.gpus
+        }
         parts: dict[str, tuple[str, ...]] = {p.uuid: () for gpu in topology.gpus for p in gpu.mig}
         return GpuDevices(pretended, (), parts, simulated=True)
-    found = {
-        gpu.index: (f"/dev/nvidia{gpu.minor}", gpu.uuid)
+    specs = {} if cdi is None else cdi.found
+    found: dict[int, tuple[tuple[str, ...], str]] = {
+        gpu.index: ((f"/dev/nvidia{gpu.minor}",), gpu.uuid)
         for gpu in topology.gpus
         if gpu.minor >= 0 and (dev / f"nvidia{gpu.minor}").exists()
     }
     mig = {
-        part.uuid: (found[gpu.index][0], *capabilities)
+        part.uuid: (*found[gpu.index][0], *capabilities)
         for gpu in topology.gpus
         for part in gpu.mig
         if gpu.index in found and (capabilities := _capabilities(gpu, part, dev))
     }
     control = (path for path in CONTROL_DEVICES if (dev / Path(path).name).exists())
-    return GpuDevices(found, control, mig)
+    for gpu in topology.gpus:
+        if nodes := _by_spec(specs, gpu.index, dev):
+            found[gpu.index] = (nodes, gpu.uuid)
+        mig |= {p.uuid: nodes for p in gpu.mig if (nodes := _by_spec(specs, p.uuid, dev))}
+    return GpuDevices(found, control, mig, {key: one.env for key, one in specs.items()})
+
+
+def _by_spec(specs: Mapping[int | str, Applied], key: int | str, dev: Path) -> tuple[str, ...]:
+    """Nodes that a spec gives, those that are here; () where none knows the device."""
+    spec = specs.get(key)
+    nodes = () if spec is None else spec.nodes
+    return tuple(path for path in nodes if (dev / Path(path).relative_to("/dev")).exists())
 
 
 def _capabilities(gpu: GpuInfo, part: MigInstance, dev: Path) -> tuple[str, ...]:

@@ -20,20 +20,22 @@ class GpuDevices:
 
     def __init__(
         self,
-        gpus: Mapping[int, tuple[str, str]],
+        gpus: Mapping[int, tuple[tuple[str, ...], str]],
         control: Iterable[str],
         mig: Mapping[str, tuple[str, ...]] | None = None,
+        env: Mapping[int | str, Mapping[str, str]] | None = None,
         *,
         simulated: bool = False,
     ) -> None:
-        """`gpus`: index → (device path, UUID). `control`: the control devices that exist here.
+        """`gpus`: index → (device paths, UUID). `control`: the control devices that exist here.
 
-        `mig`: UUID → the GPU's device and the two of its capabilities. `simulated`: no device is
-        ever given, whatever is reserved.
+        `mig`: UUID → the GPU's device and the two of its capabilities. `env`: what CDI adds for a
+        GPU or instance. `simulated`: no device is ever given, whatever is reserved.
         """
         self._gpus = dict(gpus)
         self._mig = dict(mig or {})
         self._control = tuple(control)
+        self._env = dict(env or {})
         self.simulated = simulated
 
     def has(self, which: int | str) -> bool:
@@ -45,7 +47,7 @@ class GpuDevices:
         """Every device that any attempt here may be given."""
         if self.simulated or not (self._gpus or self._mig):
             return ()
-        whole = [path for path, _ in self._gpus.values()]
+        whole = [path for paths, _ in self._gpus.values() for path in paths]
         parts = [path for paths in self._mig.values() for path in paths]
         return tuple(dict.fromkeys((*self._control, *whole, *parts)))
 
@@ -55,7 +57,7 @@ class GpuDevices:
         Raises KeyError where the node has no such device (any more).
         """
         share = () if assign.share is None else (assign.share.gpu,)
-        whole = [self._gpus[index][0] for index in (*assign.gpus, *share)]
+        whole = [path for index in (*assign.gpus, *share) for path in self._gpus[index][0]]
         parts = [path for uuid in assign.mig for path in self._mig[uuid]]
         if self.simulated or not (whole or parts):
             return ()
@@ -69,7 +71,16 @@ class GpuDevices:
         if self.simulated:
             pretended = {SIMULATED_VARIABLE: uuids} if uuids else {}
             return {"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void", **pretended}
-        found = {"CUDA_VISIBLE_DEVICES": uuids, "NVIDIA_VISIBLE_DEVICES": uuids or "void"}
+        from_cdi = {
+            name: value
+            for device in (*indices, *assign.mig)
+            for name, value in self._env.get(device, {}).items()
+        }
+        found = {
+            **from_cdi,
+            "CUDA_VISIBLE_DEVICES": uuids,
+            "NVIDIA_VISIBLE_DEVICES": uuids or "void",
+        }
         if share is not None:  # read by CUDA where the job is a client of MPS, by the job elsewhere
             found["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = f"0={share.memory_bytes >> 20}M"
             found["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = f"{max(share.millis // 10, 1)}"

@@ -8,7 +8,7 @@ from node_agent.core.gpus import GpuDevices
 from node_agent.core.results import outcome_of, plan_of, result_of
 from node_agent.sandbox.plan import Limit, SandboxOutcome, plan_problem
 
-GPUS = GpuDevices({i: (f"/dev/nvidia{i}", f"GPU-{i}") for i in range(4)}, ["/dev/nvidiactl"])
+GPUS = GpuDevices({i: ((f"/dev/nvidia{i}",), f"GPU-{i}") for i in range(4)}, ["/dev/nvidiactl"])
 
 
 def assign(gpus: tuple[int, ...] = (), network: str = "none") -> AssignIntent:
