@@ -39,7 +39,10 @@ def place_of(device: Path) -> PciPlace:
         return PciPlace((), node)
     parts = device.resolve().parts
     bridges = [at for at, part in enumerate(parts) if part.startswith("pci")]
-    return PciPlace(parts[bridges[0] :] if bridges else (), node)
+    path = parts[bridges[0] :] if bridges else ()
+    while path and ":" not in path[-1]:  # below its PCI device: a virtio adapter
+        path = path[:-1]
+    return PciPlace(path, node)
 
 
 def level(one: PciPlace, other: PciPlace) -> int:
