@@ -37,6 +37,7 @@ bench: $(STAMP)  ## sandboxes beside bubblewrap and crun, throughput on both bro
 	$(BIN)/python -m benchmarks.sandbox
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.failover
+	$(BIN)/python -m benchmarks.peace
 	$(BIN)/python -m benchmarks.dds_scale
 
 lock: $(STAMP)  ## write constraints.txt from what is installed
