@@ -31,6 +31,8 @@ class LauncherKeeper:
         self.current = current
         self._changed = asyncio.Event()
         self._closing = False
+        self._upgrading = False
+        self._retired = asyncio.Event()
 
     @classmethod
     async def open(cls, settings: SandboxSettings, home: Path) -> tuple["LauncherKeeper", bool]:
@@ -41,10 +43,16 @@ class LauncherKeeper:
         return cls(settings, home, current), found is not None
 
     async def sandbox(self) -> NativeSandbox:
-        """One that lives. Raises SandboxUnavailable after WAIT_S without."""
+        """One that lives. Raises SandboxUnavailable after WAIT_S without.
+
+        One that was adopted from an agent of other code or settings is replaced as soon as it is
+        found idle here. Whoever is given one calls its `run` without waiting for anything between.
+        """
+        if self.current.outdated and self.current.alive and not self.current.busy:
+            await self._retire()
         try:
             async with asyncio.timeout(WAIT_S):
-                while not self.current.alive:
+                while self._upgrading or not self.current.alive:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -52,6 +60,17 @@ class LauncherKeeper:
                 f"the launcher died and could not be started again within {WAIT_S:g} s"
             ) from None
         return self.current
+
+    async def _retire(self) -> None:
+        """Ends an idle launcher; `watch` starts the next."""
+        if self._upgrading:
+            return
+        self._upgrading = True
+        log.info("launcher replaced by the agent's own", extra={"pid": self.current.launcher_pid})
+        try:
+            await self.current.close()
+        finally:
+            self._retired.set()
 
     async def watch(self, restarted: Callable[[], None]) -> None:
         """Replaces a launcher that died, for ever. What it ran is reported by whoever ran it."""
@@ -63,14 +82,18 @@ class LauncherKeeper:
                 return
             if time.monotonic() - since > STEADY_S:
                 backoff_s = BACKOFF_S
-            log.error("launcher died", extra={"stderr": self.current.launcher_stderr})
-            await self.current.close()
-            started = None
+            if self._upgrading:
+                await self._retired.wait()
+            else:
+                log.error("launcher died", extra={"stderr": self.current.launcher_stderr})
+                await self.current.close()
+            started = await self._start() if self._upgrading else None
             while started is None:
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
                 started = await self._start()
-            self.current = started
+            self.current, self._upgrading = started, False
+            self._retired.clear()
             self._changed.set()
             restarted()
             log.info("launcher restarted", extra={"pid": started.launcher_pid})

@@ -218,8 +218,8 @@ class AttemptRunner:
             payload = b""
             if assign.payload is not None:
                 payload = await self._ports.fetcher.fetch(assign.payload)
-            sandbox = await self._ports.keeper.sandbox()
             inputs_fd = await self._files.inputs(assign)
+            sandbox = await self._launcher(inputs_fd)
             if key in self._killed:
                 if inputs_fd >= 0:
                     os.close(inputs_fd)
@@ -240,6 +240,15 @@ class AttemptRunner:
         except (PlatformFaultError, SandboxError) as error:
             return SandboxOutcome(cause="sandbox_failed", detail=str(error)), None
         return _with_outputs(outcome, collection), sandbox
+
+    async def _launcher(self, inputs_fd: int) -> NativeSandbox:
+        """The launcher, last of all: it may be replaced whenever nobody is about to use it."""
+        try:
+            return await self._ports.keeper.sandbox()
+        except BaseException:
+            if inputs_fd >= 0:
+                os.close(inputs_fd)
+            raise
 
     async def _finish(
         self,

@@ -564,7 +564,7 @@ def main(agent_fd: int, listener_fd: int) -> int:
     gc.collect()
     gc.freeze()
     gc.disable()
-    launcher.hello = wire.dumps(_hello(env, outcome))
+    launcher.hello = wire.dumps({**_hello(env, outcome), "build": settings["build"]})
     launcher.greet()
     launcher.run()
     return 0

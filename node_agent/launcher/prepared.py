@@ -17,6 +17,8 @@ from node_agent.launcher.jobs import Job
 # the bet.
 _RECENT_MAX = 16
 _SEEN_MIN = 2
+# Refill once only this part of a shape's share is left: the larger the batch, the cheaper each.
+_REFILL_AT = 4
 
 Facts = tuple[str, ...]
 
@@ -56,7 +58,7 @@ class Prepared:
             return []
         share = -(-self._size * seen // len(self._recent))
         have = sum(job.shape.facts == latest.facts for job in self.waiting)
-        return [latest] * (share - have) if have <= share // 2 else []
+        return [latest] * (share - have) if have <= share // _REFILL_AT else []
 
     def surplus(self) -> list[Job]:
         """The longest waiting ones beyond the size, to be killed."""

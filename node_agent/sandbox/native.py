@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import platform
 from collections.abc import Awaitable, Callable, Iterable
@@ -47,6 +48,7 @@ OnWork = Callable[[int], Awaitable[None]]
 
 # What the launcher's first message must say (node_agent.launcher.main.PROTOCOL).
 PROTOCOL = 2
+_LAUNCHER_CODE = Path(__file__).resolve().parents[1] / "launcher"
 # How long the launcher may take to kill and remove everything before it is killed itself.
 CLOSE_TIMEOUT_S = 15.0
 # Output is told to the launcher this often within a job's idle time, twice for each look of its.
@@ -97,6 +99,8 @@ class NativeSandbox:
         self._dead, self._left = "", False
         self.died = asyncio.Event()
         self.enforcement: Enforcement
+        self.outdated = False
+        """The launcher runs other code, or has other settings, than a new one would."""
         self.launcher_pid = process.pid
 
     # --- life ---------------------------------------------------------------------------------
@@ -140,7 +144,7 @@ class NativeSandbox:
         called = call(home)
         if called is None:
             return None
-        sandbox = cls(settings, *called)
+        sandbox = cls(_hiding(settings, home), *called)
         sandbox._channel.listen(sandbox._on_message_bytes)
         try:
             async with asyncio.timeout(settings.start_timeout_s):
@@ -159,6 +163,7 @@ class NativeSandbox:
             **msgspec.to_builtins(self.settings),
             "seccomp": seccomp.encode(seccomp.build_filter(machine)).hex(),
             "probe": {**plan_message(probe), "probe": True},
+            "build": build_of(self.settings),
         }
         await self._channel.send(init, ())
         try:
@@ -183,6 +188,7 @@ class NativeSandbox:
                 "no job can be run safely here"
             )
         self.enforcement = enforcement(hello)
+        self.outdated = hello.build != build_of(self.settings)
 
     async def close(self) -> None:
         """Kill every job, remove everything, wait for the launcher to end. Idempotent; nothing
@@ -469,6 +475,15 @@ class NativeSandbox:
     def launcher_stderr(self) -> str:
         """The launcher's last words, for error reports."""
         return self._process.stderr_tail()
+
+
+def build_of(settings: SandboxSettings) -> str:
+    """Names what a launcher is made of: its code, its settings, its system call filter."""
+    found = hashlib.sha256(msgspec.json.encode(settings))
+    found.update(seccomp.encode(seccomp.build_filter(platform.machine())))
+    for path in sorted(_LAUNCHER_CODE.glob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def _hiding(settings: SandboxSettings, home: Path) -> SandboxSettings:

@@ -38,6 +38,7 @@ class Hello(msgspec.Struct, frozen=True):
     device_filter: Literal["ebpf", "v1", "none"]
     notes: list[str]
     protocol: int = 0
+    build: str = ""  # of the code and settings it was started with (`native.build_of`)
     io_problem: str = ""
 
 

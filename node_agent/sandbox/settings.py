@@ -24,8 +24,8 @@ JOBS_MAX = 512
 # How long jobs run on without any agent. The leader declares the node lost after seconds and tries
 # the jobs elsewhere; this bounds what a node that nobody looks after any more goes on doing.
 ORPHAN_GRACE_S = 600.0
-# Sandboxes that wait for their job, 1.5 MB each. Half of them are made at a time, and a node starts
-# seldom more short jobs at once.
+# Sandboxes that wait for their job, 1 MB each. Most of them are made at a time, which is cheaper,
+# and a node seldom starts more short jobs at once.
 PREPARED = 8
 
 

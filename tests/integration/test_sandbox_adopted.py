@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from node_agent.keeper import LauncherKeeper
 from node_agent.launcher import main as launcher
 from node_agent.sandbox import channel, native, outputs
 from node_agent.sandbox.channel import SOCKET_NAME
@@ -340,3 +341,28 @@ async def test_files_of_a_job_that_ended_without_an_agent_are_collected(tmp_path
     await agent.forget("a.1")
     await agent.close()
     assert leftovers(f"{INSTANCE}-files") == []
+
+
+async def test_one_with_other_settings_is_replaced_once_it_is_idle(tmp_path: Path) -> None:
+    first = await started("upgrade", tmp_path)
+    task, running = begin(first, plan(first, "a.1", "sleep 0.5; exit 6"))
+    await running.wait()
+    await lose(first, task)
+    same = await adopted("upgrade", tmp_path)
+    assert not same.outdated
+    same.detach()
+    keeper, was_adopted = await LauncherKeeper.open(settings("upgrade", prepared=1), tmp_path)
+    assert was_adopted and keeper.current.outdated
+    watching = asyncio.create_task(keeper.watch(lambda: None))
+    busy = await keeper.sandbox()
+    assert busy.launcher_pid == first.launcher_pid, "it has a job"
+    outcome = await busy.resume(plan(busy, "a.1", "x"), {})
+    assert outcome.exit_code == 6
+    await busy.forget("a.1")
+    both = await asyncio.gather(keeper.sandbox(), keeper.sandbox())
+    assert both[0] is both[1] is keeper.current
+    assert gone(first.launcher_pid) and not both[0].outdated
+    assert (await both[0].run(plan(both[0], "b.1", "exit 5"), b"")).exit_code == 5
+    await keeper.close()
+    await watching
+    assert leftovers(f"{INSTANCE}-upgrade") == []

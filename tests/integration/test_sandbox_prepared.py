@@ -69,7 +69,7 @@ async def test_each_serves_one_job_with_the_jobs_own_limits() -> None:
         text = b"".join(seen).decode()
         assert text == f"/tmp: x  /work: {files}\nin", text
         seen.clear()
-    assert not ahead & set(await until_waiting(sandbox, PREPARED)), "one was used twice"
+    assert not ahead & set(waiting(sandbox)), "one was used twice"
     await sandbox.close()
     assert leftovers(INSTANCE) == []
 
@@ -94,7 +94,7 @@ async def test_a_shape_of_its_own_runs_beside_them() -> None:
     other = plan(sandbox, "other", "hostname", hostname="elsewhere")
     assert (await sandbox.run(other, b"", lambda _, data: seen.append(data))).exit_code == 0
     assert b"".join(seen) == b"elsewhere\n"
-    assert len(waiting(sandbox)) == PREPARED
+    await until_waiting(sandbox, PREPARED)
     await sandbox.close()
     assert leftovers(INSTANCE) == []
 

@@ -49,7 +49,7 @@ def test_it_is_refilled_in_batches() -> None:
     for _ in range(12):
         pool.take(shape())
         made.append(fill(pool))
-    assert made == [0, 4, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2]
+    assert made == [0, 4, 0, 0, 3, 0, 0, 3, 0, 0, 3, 0]
 
 
 def test_two_shapes_share_the_room() -> None:
