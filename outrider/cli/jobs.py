@@ -69,6 +69,9 @@ def _ended(job: "EndedJob") -> dict[str, Any]:
 def job_rows(state: "PoolState") -> list[dict[str, Any]]:
     """Every job that the state remembers, in order of acceptance."""
     rows = [*map(_ended, state.ended.values()), *map(_live, state.jobs.values())]
+    simulated = {name for name, node in state.nodes.items() if node.simulated}
+    for row in rows:
+        row["simulated"] = row["node"] in simulated
     return sorted(rows, key=lambda row: row["ingested_ms"])
 
 
@@ -76,7 +79,8 @@ def _show(rows: list[dict[str, Any]], older: int) -> None:
     now = now_ms()
     shown = [
         (
-            row["job"], row["queue"], row["state"], row["attempt"] or "-", row["node"] or "-",
+            row["job"], row["queue"], row["state"], row["attempt"] or "-",
+            f"{row['node'] or '-'}{' (simulated)' if row['simulated'] else ''}",
             age(now, row["ingested_ms"]), row["group"] or "-",
             row["note"] if len(row["note"]) <= 60 else row["note"][:59] + "…",
         )

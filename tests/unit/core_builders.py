@@ -196,6 +196,7 @@ class Hand:
         report = NodeReport(
             pool="main", node=node.node, incarnation=node.incarnation, capacity=node.capacity,
             enforces=node.enforces, labels=node.labels, draining=node.draining,
+            topology=node.topology, simulated=node.simulated,
         )  # fmt: skip
         self.step(e.NodeReported(report=report))
         return self.settle()

@@ -6,19 +6,27 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from controlplane.core.devices import Linkage, choose_cores, choose_gpus
 from controlplane.core.scheduler import Placement, Scheduler
 from dataplane.core.devices import Held, Machine
 from dataplane.core.explain import explain
+from dataplane.core.snapshot import image_of, restored
+from idl import ledger as d
+from idl.control import AssignIntent
 from idl.jobs import JobSpec, Resources
 from idl.topology import GpuShare, Topology
-from tests.unit.core_builders import MIB, Story
+from tests.unit.core_builders import MIB, Hand, Story
 from tests.unit.machines import machine, node_like
 
 GIB = 1024 * MIB
 CORES = {"cpu_pinning": "cores"}
 SINGLE = {"numa": "single"}
+
+
+def _finished(story: Story, job: str) -> tuple[Any, ...]:
+    return (d.Finished(job=job, attempt=story.state.jobs[job].attempt),)
 
 
 def linkage(profile: str) -> Linkage:
@@ -263,6 +271,47 @@ def test_free_in_sum_but_not_in_one_place_is_said() -> None:
         "in use by others: one NUMA domain (free in sum, not in one place)"
     )
     assert found.nodes[0].node == "n1 (simulated hgx-h100)"
+
+
+def test_intents_carry_the_grant_and_keep_others_off_pinned_cores() -> None:
+    hand = Hand()
+    hand.node(node_like("workstation-5090"))
+    hand.submit(asks("before"))
+    hand.submit(asks("pinned", cpu_millis=4000, gpus=1, **CORES))
+    hand.submit(asks("after"), asks("bound", **SINGLE))
+    told = {item.job: item for item in hand.intents() if isinstance(item, AssignIntent)}
+    assert told["pinned"].cpus == (0, 1, 16, 17) and told["pinned"].gpus == (0,)
+    assert told["before"].cpus == ()
+    others = tuple(cpu for cpu in range(32) if cpu not in (0, 1, 16, 17))
+    assert told["after"].cpus == others and told["after"].mems == ()
+    assert told["bound"].cpus == others and told["bound"].mems == (0,)
+
+
+def test_a_gpu_that_falls_ill_is_given_to_nobody_and_its_job_runs_on() -> None:
+    parts = machine("workstation-5090").parts
+    ill = replace(parts, gpus=(replace(parts.gpus[0], unhealthy="Xid 79"), parts.gpus[1]))
+    story = Story().add(node_like("workstation-5090"))
+    placed(story, asks("a", gpus=1), asks("s", gpu_share_millis=100))
+    story.add(node_like("workstation-5090", parts=ill))
+    assert story.state.nodes["n1"].attempts.keys() == {"a", "s"}
+    assert placed(story, asks("b", gpus=1)) == {}
+    assert explain(story.state, "b", 0).code == "WaitingForResources"
+    story.release("s", *_finished(story, "s"))
+    assert Scheduler().plan(story.state, 9)[0].gpus == (1,)
+
+
+def test_a_snapshot_holds_the_devices() -> None:
+    story = Story().add(node_like("a100-mig"), node_like("hgx-h100", "n2"))
+    placed(
+        story, asks("m", gpus=1, gpu_profile="1g.5gb"), asks("s", gpu_share_millis=300),
+        asks("c", cpu_millis=2000, **CORES, **SINGLE),
+    )  # fmt: skip
+    again = restored(image_of(story.state))
+    again.check_invariants()
+    assert again.state_hash() == story.state.state_hash()
+    for name, node in story.state.nodes.items():
+        assert again.nodes[name].held.content() == node.held.content()
+        assert again.nodes[name].free_gpus == node.free_gpus
 
 
 PROFILES = ("v100-cube-mesh", "dgx-a100", "workstation-5090", "a100-mig", "l40s-pcie", "gb200")
