@@ -377,6 +377,10 @@ def validate_spec(spec: JobSpec) -> None:
     _check_numbers(spec)
     _check_files(spec)
     _require(
+        spec.isolation.profile != "gpu" or spec.resources.any_gpu,
+        "isolation.profile is gpu, and resources ask for no GPU; set resources.gpus",
+    )
+    _require(
         spec.payload is None or spec.payload_ref is None,
         "payload and payload_ref are both set; send the bytes inline or by claim check, not both",
     )

@@ -25,7 +25,7 @@ from idl.errors import (
     JobFaultError,
 )
 from idl.ids import Attempt, JobId, QueueName
-from idl.jobs import JobSpec, PayloadLocation, SourceRef
+from idl.jobs import JobInput, JobSpec, PayloadLocation, SourceRef
 from idl.limits import (
     LOG_BYTES_MAX,
     LOG_CHUNK_BYTES,
@@ -106,6 +106,26 @@ async def test_many_jobs_in_order(broker_settings: KafkaSettings, submitter: Sub
     assert len({s.source for s in done}) == 3_000
     found = {r.source: r.key for r in scan(broker_settings, done[0].source.topic)}
     assert found == {s.source: s.job.encode() for s in done}
+
+
+async def test_jobs_that_share_an_input_send_it_once(
+    broker_settings: KafkaSettings, submitter: Submitter
+) -> None:
+    shared, own = os.urandom(20_000), os.urandom(20_000)
+    specs = [
+        msgspec.structs.replace(
+            SPEC, inputs={"shared": JobInput(data=shared), "n": JobInput(data=b"small")} | more
+        )
+        for more in ({}, {"own": JobInput(data=own, writable=True)}, {})
+    ]
+    done = await submitter.submit_many(QUEUE, specs)
+    found = [_spec_at(broker_settings, one.source).inputs for one in done]
+    refs = {inputs["shared"].ref for inputs in found}
+    assert len(refs) == 1 and None not in refs
+    assert all(inputs["n"] == JobInput(data=b"small") for inputs in found)
+    assert found[1]["own"].writable and found[1]["own"].ref not in {None, *refs}
+    topic = TopicNames(broker_settings.prefix).payloads
+    assert [len(record.value or b"") for record in scan(broker_settings, topic)] == [20_000] * 2
 
 
 def test_without_a_loop(embedded_settings: KafkaSettings) -> None:
