@@ -121,6 +121,8 @@ def with_devices(topology: Topology, devices: GpuDevices) -> Topology:
     gpus = []
     for gpu in topology.gpus:
         reason = gpu.unhealthy
+        if gpu.compute_mode == "prohibited":
+            reason = reason or "its compute mode is prohibited (nvidia-smi -c 0)"
         if not reason and not devices.has(gpu.index):
             reason = (
                 f"no device node /dev/nvidia{gpu.minor} here"

@@ -29,7 +29,7 @@ from idl.records import AttemptResult
 from idl.settings import KafkaSettings
 from idl.topics import TopicNames
 from node_agent.core.attempts import AttemptEnded, AttemptRunning, Event, ResultDelivered
-from node_agent.core.gpus import GpuDevices
+from node_agent.core.gpus import ALREADY_GIVEN, GpuDevices
 from node_agent.core.journal import Delivered, Ended, Entry, Launching, Record, Started
 from node_agent.core.recovery import sandbox_key
 from node_agent.core.results import plan_of, result_of
@@ -156,7 +156,7 @@ class AttemptRunner:
         """The rest of an attempt that an earlier process launched."""
         output = self._output(assign)
         output.recover()
-        plan = plan_of(assign, self._node, self._ports.gpus)
+        plan = plan_of(assign, self._node, ALREADY_GIVEN)
         collection = OutputCollection(self._files, assign)
         try:
             outcome = await sandbox.resume(
@@ -215,6 +215,7 @@ class AttemptRunner:
         key = (assign.job, assign.attempt)
         collection = OutputCollection(self._files, assign)
         try:
+            plan = plan_of(assign, self._node, self._ports.gpus)
             payload = b""
             if assign.payload is not None:
                 payload = await self._ports.fetcher.fetch(assign.payload)
@@ -224,7 +225,6 @@ class AttemptRunner:
                 if inputs_fd >= 0:
                     os.close(inputs_fd)
                 return SandboxOutcome(cause="killed"), None
-            plan = plan_of(assign, self._node, self._ports.gpus)
             self._ports.record(Launching(job=assign.job, attempt=assign.attempt))
             outcome = await sandbox.run(
                 plan,

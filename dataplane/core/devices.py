@@ -31,6 +31,8 @@ class Ask(NamedTuple):
         return bool(self.share_millis or self.share_memory_bytes)
 
 
+SHAREABLE = ("", "default")
+"""Compute modes in which several processes may use a GPU at once."""
 PLAIN = Ask("", 0, "", "any", 0, 0, False, False)
 
 
@@ -360,7 +362,7 @@ def share_candidates(room: Room, ask: Ask) -> list[GpuShare]:
     found = [
         share_on(machine, index, ask)
         for index in sorted({*room.gpus, *held.shares} & machine.whole.keys())
-        if machine.eligible(index, ask)
+        if machine.eligible(index, ask) and machine.whole[index].compute_mode in SHAREABLE
     ]
     return [share for share in found if held.share_fits(machine, share)]
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from idl.control import AssignIntent
+from idl.errors import PlatformFaultError
+from idl.topology import GpuShare
 
 CONTROL_DEVICES: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 """Needed by every CUDA process besides its own GPU (facts: NVIDIA driver, major 195 and uvm)."""
@@ -54,39 +56,59 @@ class GpuDevices:
     def of(self, assign: AssignIntent) -> tuple[str, ...]:
         """Device nodes for what is reserved; none without a reservation.
 
-        Raises KeyError where the node has no such device (any more).
+        Raises PlatformFaultError where the node has no such device (any more).
         """
-        share = () if assign.share is None else (assign.share.gpu,)
-        whole = [path for index in (*assign.gpus, *share) for path in self._gpus[index][0]]
-        parts = [path for uuid in assign.mig for path in self._mig[uuid]]
-        if self.simulated or not (whole or parts):
+        if self.simulated:
             return ()
-        return tuple(dict.fromkeys((*self._control, *whole, *parts)))
+        whole = [path for index in _gpus_of(assign) for path in self._gpu(index)[0]]
+        parts = [path for uuid in assign.mig for path in self._instance(uuid)]
+        return tuple(dict.fromkeys((*self._control, *whole, *parts))) if whole or parts else ()
 
     def environment(self, assign: AssignIntent) -> dict[str, str]:
-        """Visible devices by UUID; empty (none) for an attempt without GPUs."""
-        share = assign.share
-        indices = (*assign.gpus, *(() if share is None else (share.gpu,)))
-        uuids = ",".join((*(self._gpus[index][1] for index in indices), *assign.mig))
+        """Visible devices by UUID; empty (none) for an attempt without GPUs. Raises as `of`."""
+        indices = _gpus_of(assign)
         if self.simulated:
+            known = [self._gpus[index][1] for index in indices if index in self._gpus]
+            uuids = ",".join((*known, *assign.mig))
             pretended = {SIMULATED_VARIABLE: uuids} if uuids else {}
             return {"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void", **pretended}
+        uuids = ",".join((*(self._gpu(index)[1] for index in indices), *assign.mig))
+        given: tuple[int | str, ...] = (*indices, *assign.mig)
         from_cdi = {
-            name: value
-            for device in (*indices, *assign.mig)
-            for name, value in self._env.get(device, {}).items()
+            name: value for device in given for name, value in self._env.get(device, {}).items()
         }
-        found = {
-            **from_cdi,
-            "CUDA_VISIBLE_DEVICES": uuids,
-            "NVIDIA_VISIBLE_DEVICES": uuids or "void",
-        }
-        if share is not None:  # read by CUDA where the job is a client of MPS, by the job elsewhere
-            found["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = f"0={share.memory_bytes >> 20}M"
-            found["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = f"{max(share.millis // 10, 1)}"
-            found["OUTRIDER_GPU_SHARE_MEMORY_BYTES"] = str(share.memory_bytes)
-            found["OUTRIDER_GPU_SHARE_MILLIS"] = str(share.millis)
+        visible = {"CUDA_VISIBLE_DEVICES": uuids, "NVIDIA_VISIBLE_DEVICES": uuids or "void"}
+        return {**from_cdi, **visible, **_share_words(assign.share)}
+
+    def _gpu(self, index: int) -> tuple[tuple[str, ...], str]:
+        found = self._gpus.get(index)
+        if found is None:
+            raise PlatformFaultError(f"GPU {index} is not on this node any more", retryable=True)
+        return found
+
+    def _instance(self, uuid: str) -> tuple[str, ...]:
+        found = self._mig.get(uuid)
+        if found is None:
+            raise PlatformFaultError(f"{uuid} is not on this node any more", retryable=True)
         return found
 
 
+def _gpus_of(assign: AssignIntent) -> tuple[int, ...]:
+    return assign.gpus if assign.share is None else (*assign.gpus, assign.share.gpu)
+
+
+def _share_words(share: GpuShare | None) -> dict[str, str]:
+    """Read by CUDA where the job is a client of MPS, by the job itself elsewhere."""
+    if share is None:
+        return {}
+    return {
+        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": f"0={share.memory_bytes >> 20}M",
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": f"{max(share.millis // 10, 1)}",
+        "OUTRIDER_GPU_SHARE_MEMORY_BYTES": str(share.memory_bytes),
+        "OUTRIDER_GPU_SHARE_MILLIS": str(share.millis),
+    }
+
+
 NO_GPUS: Final = GpuDevices({}, ())
+ALREADY_GIVEN: Final = GpuDevices({}, (), simulated=True)
+"""For an attempt that runs: its devices are in its sandbox, whatever this node has by now."""

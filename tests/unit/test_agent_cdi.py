@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from idl.control import AssignIntent
-from idl.errors import ConfigError
+from idl.errors import ConfigError, PlatformFaultError
 from idl.jobs import JobSpec, Resources
 from node_agent.cdi import read_cdi, read_specs
 from node_agent.core.cdi import applied, parse_spec
+from node_agent.core.gpus import ALREADY_GIVEN
 from node_agent.report import gpu_devices, with_devices
 from tests.unit.machines import machine
 
@@ -143,3 +144,10 @@ def test_a_simulated_node_gives_no_device() -> None:
     environment = devices.environment(assign(0, 1))
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
     assert len(environment["OUTRIDER_SIMULATED_GPUS"].split(",")) == 2
+
+
+def test_a_device_that_is_gone_fails_the_attempt_and_not_the_agent() -> None:
+    devices = gpu_devices(machine("workstation-5090").parts.__class__())
+    with pytest.raises(PlatformFaultError, match="GPU 1 is not on this node any more"):
+        devices.of(assign(1))
+    assert ALREADY_GIVEN.of(assign(1)) == ()
