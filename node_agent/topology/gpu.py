@@ -51,7 +51,7 @@ def read_gpus(connect: Callable[[], Nvml]) -> GpuReport:
     except NvmlUnavailable as error:
         return GpuReport(reason=str(error))
     finally:
-        nvml.close()
+        answer(nvml.close, None)
 
 
 def answer(query: Callable[[], _T], otherwise: _T) -> _T:

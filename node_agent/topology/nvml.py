@@ -47,8 +47,9 @@ class Nvml:
         except self._nvml.NVMLError as error:
             code = getattr(error, "value", 0)
             raise NvmlUnavailable(f"{name}: {error}", int(code or 0)) from error
-        except AttributeError as error:  # an older binding or driver lacks the function
-            raise NvmlUnavailable(f"{name}: {error}") from error
+        except Exception as error:  # whatever binding or driver do, it costs one field
+            what = str(error) or type(error).__name__
+            raise NvmlUnavailable(f"{name}: {what}") from error
 
     def constant(self, name: str, otherwise: int = 0) -> int:
         """A constant of the binding."""
