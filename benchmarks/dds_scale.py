@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dataplane.crew import Crew
-from dataplane.process import new_incarnation, now_ms
+from dataplane.process import monotonic_ms, new_incarnation, now_ms
 from dataplane.producer import RecordProducer
 from dataplane.results import write_result
 from idl.control import ControlBody, Intent, NodeReport
@@ -86,7 +86,7 @@ class SimulatedNode:
                 self._tell(IntentReceived(body))
 
     def _tell(self, event: Event) -> None:
-        for effect in (*self._core.step(event), *self._core.flush()):
+        for effect in (*self._core.step(event, monotonic_ms()), *self._core.flush()):
             self._perform(effect)
 
     def _perform(self, effect: Effect) -> None:

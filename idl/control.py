@@ -74,9 +74,20 @@ class Beacon(_Body, frozen=True, kw_only=True, omit_defaults=True):
     successor: str = ""
 
 
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """Permission to run an exclusive attempt for `length_ms` from `since_ms`, a stamp of the node
+    (`AttemptStatus.stamp_ms`): it ends by the node's own clock, and no delay makes it longer."""
+
+    since_ms: int
+    length_ms: int
+
+
 class AssignIntent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="assign",
                    omit_defaults=True):  # fmt: skip
-    """Run this attempt. Devices and CPUs as `idl.ledger.Assigned` has them."""
+    """Run this attempt. Devices and CPUs as `idl.ledger.Assigned` has them.
+
+    An exclusive one runs only with a lease, and while it lasts (ADR 0011).
+    """
 
     job: str
     attempt: int
@@ -88,6 +99,15 @@ class AssignIntent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag
     share: GpuShare | None = None
     cpus: tuple[int, ...] = ()
     mems: tuple[int, ...] = ()
+    lease: Lease | None = None
+
+
+class RenewIntent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="renew"):
+    """The attempt's lease lasts until then now, unless it has run out already."""
+
+    job: str
+    attempt: int
+    lease: Lease
 
 
 class CancelIntent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="cancel"):
@@ -105,7 +125,7 @@ class ForgetIntent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag
     attempt: int
 
 
-IntentItem = AssignIntent | CancelIntent | ForgetIntent
+IntentItem = AssignIntent | CancelIntent | ForgetIntent | RenewIntent
 
 
 class Intent(_Body, frozen=True, kw_only=True, omit_defaults=True):
@@ -142,6 +162,7 @@ class AttemptStatus(_Body, frozen=True, kw_only=True, omit_defaults=True):
     It is the acknowledgement of intents: an assign is acknowledged by its attempt being listed,
     a forget or a cancel by the attempt being absent from a full list or `ended`.
     `members_version`: of the coordinators that the node knows; 0 for those of its cluster file.
+    `stamp_ms`: the node's CLOCK_BOOTTIME when this was made, for leases; 0: none.
     """
 
     pool: str
@@ -151,6 +172,7 @@ class AttemptStatus(_Body, frozen=True, kw_only=True, omit_defaults=True):
     full: bool
     attempts: tuple[AttemptView, ...] = ()
     members_version: int = 0
+    stamp_ms: int = 0
 
 
 class NodePressure(_Body, frozen=True, kw_only=True, omit_defaults=True):

@@ -154,6 +154,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     (0: wait for ever). `group` names a set of jobs for `ls --group` and `cancel --group`.
     `inputs`: files by name (`JobInput`). `outputs`: files below `/work` that are kept when the job
     has ended: `report.txt`, `plots/` (all below it) or `plots/*.png`.
+    `exclusive`: two attempts never run at once, not even where a node is cut off: the node ends
+    the attempt when its lease runs out, and the next begins only after that (ADR 0011).
     """
 
     v: int = JOB_VERSION
@@ -169,6 +171,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     node_labels: dict[str, str] = {}
     priority: int = 0
     start_within_ms: int = 0
+    exclusive: bool = False
     submitted_ms: int = 0
     submitter: str = ""
     payload: bytes | None = None

@@ -85,6 +85,7 @@ class Assigned(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="as
     Reserved on that node: `gpus` (whole, by index), `mig` (instances, by UUID), `share` (of one
     GPU), `cpus` (whole cores for this attempt alone), `mems` (the NUMA domain that its CPUs and
     memory are from). Empty: none, any.
+    `lease_ms`: length of every lease of an exclusive job's attempt, whoever leads; else 0.
     """
 
     job: str
@@ -96,6 +97,7 @@ class Assigned(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="as
     share: GpuShare | None = None
     cpus: tuple[int, ...] = ()
     mems: tuple[int, ...] = ()
+    lease_ms: int = 0
 
 
 class Started(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="started"):
@@ -108,7 +110,8 @@ class Started(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="sta
 class Released(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="released"):
     """The attempt's end is confirmed (result record `source`) or its node is lost (no source).
 
-    Its resources return here and nowhere else (invariant 5).
+    Its resources return here (invariant 5); without a source only with `Vacated`, or with the
+    node's next incarnation, for the node may hold it still.
     """
 
     job: str
@@ -117,6 +120,31 @@ class Released(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="re
     detail: str = ""
     exit_code: int | None = None
     source: SourceRef | None = None
+
+
+class LeaseAwaited(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="lease_awaited"):
+    """An exclusive attempt is given up, and released without a result once its last lease must have
+    ended: at `until_ms` by the clock of the leader of this entry's term (ADR 0011)."""
+
+    job: str
+    attempt: int
+    until_ms: int
+
+
+class LeadConfirmed(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="lead_confirmed"):
+    """Changes nothing: read back as valid it proves to its leader that it still led when it was
+    appended, which is what leases are renewed upon. `leases`: exclusive attempts that are out."""
+
+    leases: int
+
+
+class Vacated(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="vacated"):
+    """The node no longer holds attempts of this incarnation that were given up without a result
+    (job, attempt): their room returns."""
+
+    node: str
+    incarnation: int
+    attempts: tuple[tuple[str, int], ...]
 
 
 class ResultRefused(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="result_refused"):
@@ -203,7 +231,7 @@ class MembersChanged(
 Decision = (
     TermStarted | Ingested | Rejected | NodeSeen | NodeLost | Assigned | Started | Released
     | ResultRefused | Finished | RetryScheduled | DeadLettered | DeadLetterStored | Cancelled
-    | Commanded | Waiting | MembersChanged
+    | Commanded | Waiting | MembersChanged | LeaseAwaited | LeadConfirmed | Vacated
 )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ Outcome = Literal[
     "killed", "platform", "node_lost",
 ]  # fmt: skip
 """How an attempt ended. `failed`: non-zero exit; `platform`: ours or the node's fault;
-`killed`: on our order; `node_lost`: never reported by the node, decided by the leader."""
+`killed`: on our order; `node_lost`: never reported by the node, decided by the leader, or ended by
+the node because it heard of no leader (an exclusive job whose lease ran out)."""
 
 
 class Pressure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

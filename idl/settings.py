@@ -18,6 +18,8 @@ from idl.ids import PoolName, QueueName, is_valid_name
 from idl.jobs import LIMIT_BOUNDS
 from idl.members import CoordinatorPeer
 
+LEASE_HEARTBEATS_MIN: Final = 3
+"""A lease is renewed upon heartbeats: with fewer, one that is lost would kill a healthy job."""
 KAFKA_ENV_PREFIX: Final = "OUTRIDER_KAFKA_"
 _OWN_KAFKA_ENV: Final = {"BOOTSTRAP": "bootstrap", "KIND": "kind", "PREFIX": "prefix"}
 
@@ -65,12 +67,18 @@ class ElectionSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeTiming(msgspec.Struct, frozen=True, kw_only=True):
-    """How often nodes report, and after which silence a node is declared lost."""
+    """How often nodes report, and after which silence a node is declared lost.
+
+    `exclusive_lease_ms`: an exclusive job's node ends it when no leader has renewed its lease for
+    this long. Longer than a Kafka broker's failover (2 to 9 s; nothing is renewed meanwhile), and
+    with its margin shorter than `lost_ms`, so that a lost node costs no extra time (ADR 0011).
+    """
 
     report_ms: int = 2_000
     heartbeat_ms: int = 1_000
     lost_ms: int = 15_000
     resend_ms: int = 500
+    exclusive_lease_ms: int = 12_000
 
 
 class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,6 +167,14 @@ def apply_environment(kafka: KafkaSettings, env: Mapping[str, str]) -> KafkaSett
         raise ConfigError(f"environment {KAFKA_ENV_PREFIX}*: {error}") from error
 
 
+def _check_lease(nodes: NodeTiming, path: Path) -> None:
+    if nodes.exclusive_lease_ms < LEASE_HEARTBEATS_MIN * nodes.heartbeat_ms:
+        raise ConfigError(
+            f"cluster file {path}: nodes.exclusive_lease_ms is {nodes.exclusive_lease_ms}; it must "
+            f"be at least {LEASE_HEARTBEATS_MIN} times nodes.heartbeat_ms ({nodes.heartbeat_ms})"
+        )
+
+
 def load_cluster(path: Path, env: Mapping[str, str]) -> ClusterSettings:
     """Reads and checks a cluster file. Raises ConfigError with the first thing wrong."""
     try:
@@ -176,6 +192,7 @@ def load_cluster(path: Path, env: Mapping[str, str]) -> ClusterSettings:
                 f"cluster file {path}: limits_max of queue {queue} has {unknown[0]!r}; "
                 f"it may have {known}"
             )
+    _check_lease(settings.nodes, path)
     if len({bool(peer.public_keys) for peer in settings.coordinators}) > 1:
         raise ConfigError(f"cluster file {path}: some coordinators have public_keys, some have not")
     return msgspec.structs.replace(settings, kafka=apply_environment(settings.kafka, env))

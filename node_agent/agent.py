@@ -48,18 +48,21 @@ from node_agent.core.attempts import (
     AgentCore,
     AttemptRunning,
     Effect,
+    EndLease,
     Event,
+    ExtendLease,
     FollowMembers,
     ForgetAttempt,
     HeartbeatDue,
     IntentReceived,
     KillAttempt,
+    LeaseDue,
     RefuseAttempt,
     RunAttempt,
     SendStatus,
 )
 from node_agent.core.gpus import GpuDevices
-from node_agent.core.journal import Accepted, Forgotten, Origin, Record, TermSeen
+from node_agent.core.journal import Accepted, Forgotten, Leased, Origin, Record, TermSeen
 from node_agent.core.pace import StatusPace
 from node_agent.core.recovery import (
     AdoptAttempt,
@@ -71,6 +74,7 @@ from node_agent.core.recovery import (
 )
 from node_agent.journal import Journal
 from node_agent.keeper import LauncherKeeper
+from node_agent.lease_timer import LeaseTimer
 from node_agent.metrics import Metrics
 from node_agent.pressure import node_pressure
 from node_agent.report import (
@@ -89,7 +93,7 @@ from node_agent.sandbox.settings import (
     SandboxSettings,
     interpreter_paths,
 )
-from node_agent.state import StateDir, boot_id, state_path
+from node_agent.state import StateDir, boot_id, boot_ms, state_path
 from node_agent.topology.described import load_profile, read_described
 from node_agent.topology.health import HealthWatch
 from node_agent.topology.node import NodeTopology, read_topology
@@ -157,6 +161,7 @@ class Agent:
         self._metrics = Metrics(name, settings.pool)
         self._pace = StatusPace()
         self._flushing: asyncio.TimerHandle | None = None
+        self._leases = LeaseTimer(lambda: self._tell(LeaseDue()))
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._link = ControlLink(
             settings,
@@ -251,6 +256,7 @@ class Agent:
             log.warning("results wait for the agent's next start", extra={"count": late})
 
     async def _close(self, leaving: bool) -> None:
+        self._leases.cancel()
         if leaving:  # before anything is cancelled: a run that is cancelled is killed
             await self._keeper.leave()
         self._attempts.cancel()
@@ -270,13 +276,14 @@ class Agent:
 
     def _tell(self, event: Event) -> None:
         try:
-            effects = self._core.step(event)
+            effects = self._core.step(event, boot_ms())
             if self._core.term > self._journal.state.term:
                 self._record(TermSeen(term=self._core.term))
             for effect in effects:
                 self._perform(effect)
         except OutriderError as error:
             self._crew.fail(error)
+        self._leases.watch(self._core.next_lease_end_ms)
         if self._core.has_news:
             self._plan_flush(urgent=isinstance(event, AttemptRunning))
 
@@ -303,8 +310,17 @@ class Agent:
 
     def _perform(self, effect: Effect) -> None:
         match effect:
+            case ExtendLease(job=job, attempt=attempt, until_ms=until_ms):
+                self._record(Leased(job=job, attempt=attempt, until_ms=until_ms))
+                self._attempts.spawn(self._runner.extend(job, attempt, until_ms))
+            case EndLease(job=job, attempt=attempt):
+                self._attempts.spawn(self._runner.end_lease(job, attempt))
             case RunAttempt(assign=assign, term=term) | RefuseAttempt(assign=assign, term=term):
-                self._record(Accepted(assign=assign, term=term, at_ms=now_ms()))
+                until_ms = effect.lease_until_ms if isinstance(effect, RunAttempt) else 0
+                accepted = Accepted(
+                    assign=assign, term=term, at_ms=now_ms(), lease_until_ms=until_ms
+                )
+                self._record(accepted)
                 self._start(effect)
             case KillAttempt(job=job, attempt=attempt, why=why):
                 self._attempts.spawn(self._runner.kill(job, attempt, why))

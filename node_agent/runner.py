@@ -28,7 +28,13 @@ from idl.limits import OUTPUT_TAIL_BYTES
 from idl.records import AttemptResult
 from idl.settings import KafkaSettings
 from idl.topics import TopicNames
-from node_agent.core.attempts import AttemptEnded, AttemptRunning, Event, ResultDelivered
+from node_agent.core.attempts import (
+    LEASE_RAN_OUT,
+    AttemptEnded,
+    AttemptRunning,
+    Event,
+    ResultDelivered,
+)
 from node_agent.core.gpus import ALREADY_GIVEN, GpuDevices
 from node_agent.core.journal import Delivered, Ended, Entry, Launching, Record, Started
 from node_agent.core.recovery import sandbox_key
@@ -36,7 +42,7 @@ from node_agent.core.results import plan_of, result_of
 from node_agent.files import JobFiles, OutputCollection
 from node_agent.keeper import LauncherKeeper
 from node_agent.sandbox.native import NativeSandbox
-from node_agent.sandbox.plan import SandboxError, SandboxOutcome, SandboxUnavailable
+from node_agent.sandbox.plan import Cause, SandboxError, SandboxOutcome, SandboxUnavailable
 from node_agent.spool import Piece, Spool, Stream
 
 DELIVERY_RETRY_S: Final = 1.0
@@ -134,12 +140,22 @@ class AttemptRunner:
         self._settings = settings
         self._node = node
         self._ports = ports
-        self._killed: dict[tuple[str, int], str] = {}
         self._files = JobFiles(TopicNames(settings.prefix), ports.fetcher, ports.producer)
+        self._killed: dict[tuple[str, int], tuple[Cause, str]] = {}
+
+    async def extend(self, job: str, attempt: int, until_ms: int) -> None:
+        """Its lease was renewed."""
+        await self._ports.keeper.current.extend_lease(sandbox_key(job, attempt), until_ms)
+
+    async def end_lease(self, job: str, attempt: int) -> None:
+        """Its lease is over: it dies, or never starts."""
+        self._killed.setdefault((job, attempt), ("lease_over", LEASE_RAN_OUT))
+        log.warning("lease ran out", extra={"job": job, "attempt": attempt})
+        await self._ports.keeper.current.fence(sandbox_key(job, attempt), LEASE_RAN_OUT)
 
     async def kill(self, job: str, attempt: int, why: str) -> None:
         """Ends the attempt now, or before it starts."""
-        self._killed[job, attempt] = why
+        self._killed.setdefault((job, attempt), ("killed", why))
         with contextlib.suppress(SandboxUnavailable):  # the launcher died, and the job with it
             await self._ports.keeper.current.kill(sandbox_key(job, attempt), why)
 
@@ -225,6 +241,10 @@ class AttemptRunner:
                 if inputs_fd >= 0:
                     os.close(inputs_fd)
                 return SandboxOutcome(cause="killed"), None
+                cause, why = self._killed[key]
+                return SandboxOutcome(cause=cause, detail="" if cause == "killed" else why), None
+            lease_until_ms = self._ports.entry(*key).lease_until_ms
+            plan = plan_of(assign, self._node, self._ports.gpus, lease_until_ms)
             self._ports.record(Launching(job=assign.job, attempt=assign.attempt))
             outcome = await sandbox.run(
                 plan,
@@ -258,8 +278,8 @@ class AttemptRunner:
         sandbox: NativeSandbox | None,
     ) -> None:
         """Its end is stored here, then the launcher may forget it, then it is reported."""
-        killed = self._killed.pop((assign.job, assign.attempt), "")
-        detail = killed if outcome.cause == "killed" else ""
+        _, why = self._killed.pop((assign.job, assign.attempt), ("killed", ""))
+        detail = why if outcome.cause == "killed" else ""
         self._ports.record(
             Ended(
                 job=assign.job,

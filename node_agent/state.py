@@ -11,6 +11,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Container
 from pathlib import Path
 from typing import Final
@@ -77,3 +78,8 @@ def state_path(config: Path, configured: str, chosen: str, node: str) -> Path:
 def boot_id() -> str:
     """This boot of the machine."""
     return BOOT_ID_FILE.read_text().strip()
+
+
+def boot_ms() -> int:
+    """CLOCK_BOOTTIME: leases are counted with it, for it goes on while the host is suspended."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000

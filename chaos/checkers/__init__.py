@@ -5,7 +5,7 @@ from typing import Final
 
 from chaos.checkers.account import account, decided
 from chaos.checkers.availability import availability
-from chaos.checkers.ledger import attempts, audit, replay, room, terms
+from chaos.checkers.ledger import attempts, audit, exclusive, replay, room, terms
 from chaos.checkers.machine import crashes, leftovers
 from chaos.checkers.results import overlaps, results
 from chaos.checkers.verdict import Verdict, worst
@@ -15,8 +15,8 @@ __all__ = ["CHECKERS", "Verdict", "judge", "worst"]
 
 CHECKERS: Final[dict[str, Callable[[History], Verdict]]] = {
     "account": account, "decided": decided, "terms": terms, "attempts": attempts, "room": room,
-    "results": results, "overlaps": overlaps, "replay": replay, "audit": audit, "crashes": crashes,
-    "leftovers": leftovers, "availability": availability,
+    "exclusive": exclusive, "results": results, "overlaps": overlaps, "replay": replay,
+    "audit": audit, "crashes": crashes, "leftovers": leftovers, "availability": availability,
 }  # fmt: skip
 
 

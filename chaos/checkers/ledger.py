@@ -17,6 +17,7 @@ from idl.ledger import (
     Capacity,
     Decision,
     Ingested,
+    LeaseAwaited,
     LedgerEntry,
     NodeSeen,
     Released,
@@ -102,6 +103,32 @@ def attempts(history: History) -> Verdict:
     )
     return judged("attempts", problems, {"assigned": sum(last.values()), "started": started,
                                          **outcomes})  # fmt: skip
+
+
+def exclusive(history: History) -> Verdict:
+    """An attempt of an exclusive job ends by a result, or after the leader that gave it up waited,
+    by its own clock, until the time that it had written down (ADR 0011)."""
+    problems: list[str] = []
+    jobs: set[str] = set()
+    awaited: dict[str, tuple[int, int]] = {}
+    given_up = 0
+    for read, decision in _decisions(history):
+        match decision:
+            case Ingested(job=spec) if spec.exclusive:
+                jobs.add(spec.id)
+            case Assigned(job=job):
+                awaited.pop(job, None)
+            case LeaseAwaited(job=job, until_ms=until_ms):
+                awaited[job] = (read.entry.term, until_ms)
+            case Released(job=job, source=None) if job in jobs:
+                given_up += 1
+                term, until_ms = awaited.get(job, (0, 0))
+                if term != read.entry.term or read.entry.at_ms < until_ms:
+                    problems.append(f"offset {read.offset}: {job} is given up before its lease is "
+                                    "over")  # fmt: skip
+            case _:
+                pass
+    return judged("exclusive", problems, {"exclusive jobs": len(jobs), "given up": given_up})
 
 
 def room(history: History) -> Verdict:

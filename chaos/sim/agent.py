@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from chaos.sim.clock import MILLION
 from chaos.sim.network import Endpoint, Sealed
 from chaos.sim.world import Violation
 from controlplane.core.events import ResultRead
@@ -46,6 +47,10 @@ class Job:
     """World time at which the program ends by itself; 0 before it runs."""
     died: bool = False
     """With its launcher, while no agent was there."""
+    lease_until_ms: int = 0
+    """By the node's boot clock, as the launcher and the journal know it; 0: not exclusive."""
+    lease_over: bool = False
+    """The launcher ended it."""
 
 
 class SimAgent:
@@ -76,15 +81,18 @@ class SimAgent:
         """What an earlier process of this incarnation journalled goes on."""
         restored = {
             key: core.Restored(
-                assign=job.assign if job.phase in core.HOLDING else None, phase=job.phase
+                assign=job.assign if job.phase in core.HOLDING else None,
+                phase=job.phase,
+                lease_until_ms=job.lease_until_ms,
             )
             for key, job in self.node.jobs.items()
         }
         self.core.restore(restored, self.node.term)
         for key, job in list(self.node.jobs.items()):
-            if job.died:
-                lost = partial(self.end, key, "platform")
-                self.world.after(1, partial(self.guard, lost))
+            ended: Outcome | None = "node_lost" if job.lease_over else None
+            ended = "platform" if job.died else ended
+            if ended is not None and job.phase in core.HOLDING:
+                self.world.after(1, partial(self.guard, partial(self.end, key, ended)))
             elif job.phase is core.Phase.ACCEPTED:
                 self.world.after(
                     self.dice.randint(1, 20), partial(self.guard, partial(self.run, key))
@@ -159,7 +167,7 @@ class SimAgent:
 
     def step(self, event: core.Event) -> tuple[core.Effect, ...]:
         """One fact, its orders, and the status that follows."""
-        effects = self.core.step(event)
+        effects = self.core.step(event, self.node.boot_ms)
         for effect in (*effects, *self.core.flush()):
             self._perform(effect)
         self.core.check_invariants()
@@ -167,8 +175,8 @@ class SimAgent:
 
     def _perform(self, effect: core.Effect) -> None:
         match effect:
-            case core.RunAttempt(assign=assign, term=term):
-                self._start(assign, term)
+            case core.RunAttempt(assign=assign, term=term, lease_until_ms=until_ms):
+                self._start(assign, term, until_ms)
             case core.KillAttempt(job=job, attempt=attempt):
                 self.world.count("agent", "killed")
                 late = partial(self.end, (job, attempt), "killed")
@@ -178,6 +186,13 @@ class SimAgent:
                 key = (assign.job, assign.attempt)
                 self.node.jobs[key] = Job(assign, term, core.Phase.ACCEPTED, "platform")
                 self.world.after(1, partial(self.guard, partial(self.end, key)))
+            case core.ExtendLease(job=job, attempt=attempt, until_ms=until_ms):
+                self.world.count("agent", "lease_extended")
+                self.node.extend((job, attempt), until_ms)
+            case core.EndLease(job=job, attempt=attempt):
+                self.world.count("agent", "lease_ended")
+                over = partial(self.end, (job, attempt), "node_lost")
+                self.world.after(self.dice.randint(1, 10), partial(self.guard, over))
             case core.ForgetAttempt(job=job, attempt=attempt):
                 self.node.jobs.pop((job, attempt), None)
             case core.FollowMembers(members=members):
@@ -188,10 +203,10 @@ class SimAgent:
 
     # --- the runner ---------------------------------------------------------------------------
 
-    def _start(self, assign: AssignIntent, term: int) -> None:
+    def _start(self, assign: AssignIntent, term: int, until_ms: int) -> None:
         key = (assign.job, assign.attempt)
         self.cluster.checker.attempt_taken(self, assign)
-        self.node.jobs[key] = Job(assign, term, core.Phase.ACCEPTED)
+        self.node.jobs[key] = Job(assign, term, core.Phase.ACCEPTED, lease_until_ms=until_ms)
         delay = self.dice.randint(1, 12) + (SLOW_DISK_MS if self.node.disk_slow else 0)
         self.world.after(delay, partial(self.guard, partial(self.run, key)))
 
@@ -204,10 +219,16 @@ class SimAgent:
             self.world.count("agent", "no_disk")
             self.end(key, "platform")
             return
+        if job.lease_until_ms and self.node.boot_ms >= job.lease_until_ms:
+            self.end(key, "platform")  # the launcher refuses it
+            return
         lasts = int(job.assign.spec.env["MS"])
         job.phase, job.ends_ms = core.Phase.RUNNING, self.world.now + lasts
         job.outcome = "succeeded" if self.dice.random() < 0.7 else "failed"
         self.world.note(f"{self.name} runs {key[0]}/{key[1]}", key[0], self.name)
+        self.cluster.checker.attempt_begins(self.node, key, job.assign.spec)
+        if job.lease_until_ms:
+            self.node.watch_lease(key)
         self.step(core.AttemptRunning(*key))
         self.world.after(lasts, partial(self.guard, partial(self.end, key)))
 
@@ -255,6 +276,7 @@ class Node:
         self.jobs: dict[Key, Job] = {}
         self.term = 0
         self.process = 0
+        self.booted_ms = 0
         self.disk_full = self.disk_slow = self.cut_off = False
         self.agent: SimAgent
         self.start()
@@ -264,7 +286,7 @@ class Node:
         self.process = self.cluster.next_incarnation()
         incarnation = self.agent.incarnation if keep else self.process
         if not keep:
-            self.jobs, self.term = {}, 0
+            self.jobs, self.term, self.booted_ms = {}, 0, self.cluster.world.now
         self.agent = SimAgent(self.cluster, self, incarnation, keeps=keep)
 
     def crash(self, *, keep: bool, launcher_dies: bool = False) -> None:
@@ -285,6 +307,36 @@ class Node:
                 late = partial(self.produce_result, key, job)  # it was in a socket already
                 self.cluster.world.after(self.dice.randint(1, 400), late)
         self.jobs = {}
+
+    # --- the launcher's share: leases hold whether an agent is there or not ---------------------
+
+    @property
+    def boot_ms(self) -> int:
+        """This host's CLOCK_BOOTTIME: from its last boot, by its own quartz."""
+        elapsed = self.cluster.world.now - self.booted_ms
+        return 1_000 + elapsed + elapsed * self.cluster.drift_ppm[self.name] // MILLION
+
+    def extend(self, key: Key, until_ms: int) -> None:
+        """The agent says that the lease was renewed."""
+        job = self.jobs.get(key)
+        if job is not None and self.boot_ms < job.lease_until_ms:
+            job.lease_until_ms = max(job.lease_until_ms, until_ms)
+
+    def watch_lease(self, key: Key) -> None:
+        """Ends the attempt when its lease is over, and tells the agent, if there is one."""
+        job = self.jobs.get(key)
+        if job is None or job.phase is not core.Phase.RUNNING or job.died or job.lease_over:
+            return
+        left = job.lease_until_ms - self.boot_ms
+        if left > 0:
+            self.cluster.world.after(left, partial(self.watch_lease, key))
+            return
+        job.lease_over = True
+        self.cluster.world.count("agent", "lease_ended_by_launcher")
+        self.cluster.world.note(f"{self.name}: lease of {key[0]}/{key[1]} is over", key[0])
+        self.cluster.checker.attempt_gone(self, key)
+        agent = self.agent
+        agent.guard(partial(agent.end, key, "node_lost"))
 
     def produce_result(self, key: Key, job: Job) -> None:
         """One record of the results topic."""

@@ -21,7 +21,7 @@ from idl import ledger
 from idl.codec import decode_entry
 from idl.control import AssignIntent, Intent
 from idl.errors import InvariantBrokenError
-from idl.jobs import SourceRef
+from idl.jobs import JobSpec, SourceRef
 from idl.ledger import LedgerEntry
 from idl.limits import INBOX_RECORDS_MAX
 from idl.records import AttemptResult
@@ -66,6 +66,9 @@ class Checker:
     held: dict[str, dict[Key, int]] = field(default_factory=dict)
     """Node → attempts that its kernel really holds → incarnation."""
     taken: dict[Key, str] = field(default_factory=dict)
+    running: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Exclusive job → attempts whose program really runs → node."""
+    specs: dict[str, JobSpec] = field(default_factory=dict)
     results: dict[SourceRef, AttemptResult] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
     hashes: dict[int, str] = field(default_factory=dict)
@@ -136,7 +139,7 @@ class Checker:
             case ledger.Ingested(job=spec):
                 if spec.id in self.jobs:
                     raise Violation("ends-once", f"{spec.id} was ingested twice", spec.id)
-                self.jobs[spec.id] = Known()
+                self.jobs[spec.id], self.specs[spec.id] = Known(), spec
             case ledger.Rejected():
                 self.refused += 1
             case ledger.MembersChanged(members=members):
@@ -184,6 +187,20 @@ class Checker:
         known.attempt, known.node = decision.attempt, decision.node
         known.incarnation = decision.incarnation
         self.assigned[key] = (decision.node, decision.incarnation)
+        self._fits_beside(decision)
+
+    def _fits_beside(self, decision: ledger.Assigned) -> None:
+        """5: also beside what the node really runs still though the ledger gave it up."""
+        really = self.held.get(decision.node, {})
+        there = {key for key, incarnation in really.items() if incarnation == decision.incarnation}
+        placed = self.state.nodes[decision.node].attempts.items()
+        there |= {(job, reservation.attempt) for job, reservation in placed}
+        cpu = sum(self.specs[job].resources.cpu_millis for job, _ in there)
+        if cpu > self.state.nodes[decision.node].capacity.cpu_millis:
+            raise Violation(
+                "over-commit", f"{decision.node} gets {decision.job}/{decision.attempt} and would "
+                f"hold {cpu}m CPU: {sorted(there)}", decision.job, decision.node,
+            )  # fmt: skip
 
     def _released(self, known: Known, decision: ledger.Released) -> None:
         """3 and 5: only by the current attempt's result, or where there can be none."""
@@ -317,9 +334,21 @@ class Checker:
         if cpu > agent.core.capacity.cpu_millis or len(gpus) != len(set(gpus)):
             raise Violation("over-commit", f"{agent.name} holds {cpu}m CPU, GPUs {gpus}")
 
+    def attempt_begins(self, node: Node, key: Key, spec: JobSpec) -> None:
+        """4: programs of an exclusive job never overlap in real time."""
+        if not spec.exclusive:
+            return
+        self.world.count("attempt", "exclusive")
+        beside = self.running.setdefault(key[0], {})
+        if beside:
+            raise Violation("exclusive", f"{node.name} runs {key[0]}/{key[1]} while attempt "
+                            f"{beside} runs", key[0], node.name)  # fmt: skip
+        beside[key[1]] = node.name
+
     def attempt_gone(self, node: Node, key: Key) -> None:
         """Nothing of the attempt is left on the node."""
         self.held.get(node.name, {}).pop(key, None)
+        self.running.get(key[0], {}).pop(key[1], None)
 
     # --- the end ------------------------------------------------------------------------------
 

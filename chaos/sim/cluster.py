@@ -43,7 +43,9 @@ class Cluster:
     """Everything of one life. Faults act upon it, `checker` judges it."""
 
     pool = PoolName("main")
-    timing = NodeTiming(report_ms=500, heartbeat_ms=250, lost_ms=2_000, resend_ms=200)
+    timing = NodeTiming(
+        report_ms=500, heartbeat_ms=250, lost_ms=2_000, resend_ms=200, exclusive_lease_ms=3_000
+    )
     election_timing = ElectionTiming(heartbeat_ms=100, timeout_ms=500)
     partitions = 2
 

@@ -12,7 +12,7 @@ from chaos.sim import faults
 from chaos.sim.cluster import SPARE, Cluster, peer
 from chaos.sim.plants import PLANTS, Plant
 from chaos.sim.world import START_MS, Line, Violation, World
-from controlplane.core import batch, cycle, election, inbox, reach
+from controlplane.core import batch, cycle, election, inbox, leases, reach
 from dataplane.core.jobs import Phase
 from idl.errors import OutriderError
 from idl.jobs import JobSpec, Resources, Retry
@@ -35,6 +35,10 @@ SMALL: Final[tuple[tuple[Any, str, int], ...]] = (
     (reach, "CUT_MS", 400), (election, "HOLD_MS", 800), (reach, "PROBE_EVERY_MS", 100),
 )  # fmt: skip
 """Bounds of the product that half of the lives make small, so that they are met."""
+
+
+ALWAYS: Final = ((leases, "LEASE_KILL_MS", 60),)
+"""Of every life: simulated launchers wake in time, so the leader's margin may be tight."""
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -119,9 +123,11 @@ def _spec(seed: int, work: Work) -> JobSpec:
     dice = random.Random(f"outrider/{seed}/spec/{work.job}/{work.number}")
     gpus = dice.choice((0, 0, 0, 0, 1, 2))
     never = dice.random() < 0.04
+    exclusive = dice.random() < 0.3
     return JobSpec(
         command=("true",),
-        env={"MS": str(dice.choice((5, 50, 400, 2_000)))},
+        env={"MS": str(dice.choice((400, 2_000, 5_000) if exclusive else (5, 50, 400, 2_000)))},
+        exclusive=exclusive,
         resources=Resources(
             cpu_millis=dice.choice((500, 1_000, 2_000)), gpus=8 if never else gpus
         ),
@@ -153,9 +159,9 @@ def _do(cluster: Cluster, work: Work) -> None:
 
 @contextlib.contextmanager
 def _bounds(seed: int) -> Iterator[None]:
-    """Small bounds for every other seed."""
+    """Bounds of all lives, and small ones for every other seed."""
     with contextlib.ExitStack() as undo:
-        for module, name, value in SMALL if seed % 2 else ():
+        for module, name, value in (*ALWAYS, *(SMALL if seed % 2 else ())):
             undo.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, value)
         yield
@@ -231,6 +237,7 @@ def _at_rest(cluster: Cluster, names: list[str], calm_since: int) -> bool:
         and checker.refused + len(checker.jobs) >= cluster.submitted
         and not checker.state.dead_letters_due
         and not any(node.agent.core.known for node in cluster.nodes.values() if node.agent.alive)
+        and not any(n.given_up for n in checker.state.nodes.values() if not n.lost)
         and cluster.leader is not None
         and all(p.read_to == len(cluster.kafka.ledger) for p in cluster.processes.values())
     )

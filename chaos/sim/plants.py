@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from controlplane.core import coordinator, cycle, election
+from controlplane.core import coordinator, cycle, election, leases
 from controlplane.core import events as e
 from dataplane.core.jobs import PLACED
 from dataplane.core.nodes import Node
 from dataplane.core.state import PoolState
 from dataplane.core.validity import VALID, TermGate, Verdict
 from idl import ledger
-from idl.control import AssignIntent, Intent
+from idl.control import AssignIntent, Intent, Lease
 from idl.ledger import Assigned, LedgerEntry, TermStarted
 from idl.records import CancelJob
 from node_agent.core.attempts import AgentCore
@@ -111,7 +111,7 @@ class LateResultAccepted(Plant):
     """The attempt number of a result is not looked at."""
 
     what = "a late attempt's result is accepted for the current attempt"
-    seed = 6
+    seed = 11
 
     def patches(self) -> list[tuple[Any, str, Any]]:
         def lenient(state: PoolState, result: Any) -> str:
@@ -133,6 +133,7 @@ class IntentForgottenAtTakeover(Plant):
         def forgetful(self: coordinator.Coordinator, now_ms: int) -> None:
             become(self, now_ms)
             self._book.clear()
+            self._book.leases.lead(self.state, now_ms)
 
         return [(coordinator.Coordinator, "_become_leader", forgetful)]
 
@@ -341,6 +342,45 @@ class GpuGivenTwice(Plant):
         ]  # fmt: skip
 
 
+class LeaseIgnoredOnRelease(Plant):
+    """The leader gives an exclusive attempt up as it gives up any other."""
+
+    what = "the lease of an exclusive attempt is ignored when it is released"
+    seed = 6
+
+    def patches(self) -> list[tuple[Any, str, Any]]:
+        give_up = leases.LeaseBook.give_up
+
+        def hasty(self: leases.LeaseBook, job: str, outcome: Any, detail: str) -> int:
+            give_up(self, job, outcome, detail)
+            return 0
+
+        return [(leases.LeaseBook, "give_up", hasty)]
+
+
+class LeaseFromReceipt(Plant):
+    """The node takes the length of a lease and begins to count when the message reaches it."""
+
+    what = "a renewal is counted from its receipt"
+    seed = 164
+
+    def patches(self) -> list[tuple[Any, str, Any]]:
+        def generous(self: AgentCore, lease: Lease | None) -> int:
+            return self._now_ms + lease.length_ms if lease else 0
+
+        return [(AgentCore, "_lease_end", generous)]
+
+
+class RoomGivenTwice(Plant):
+    """The room of attempts given up is offered at once, as if their node had ended them."""
+
+    what = "a node that comes back is given work beside attempts that it still runs"
+    seed = 134
+
+    def patches(self) -> list[tuple[Any, str, Any]]:
+        return [(Node, "give_up", Node.release)]
+
+
 def _replace(target: Any, name: str, value: Any) -> None:
     setattr(target, name, value)
 
@@ -362,5 +402,8 @@ PLANTS: Final[dict[str, type[Plant]]] = {
     "retry-without-fence": RetryWithoutFence,
     "intake-skips": IntakeSkips,
     "gpu-given-twice": GpuGivenTwice,
+    "lease-ignored-on-release": LeaseIgnoredOnRelease,
+    "lease-from-receipt": LeaseFromReceipt,
+    "room-given-twice": RoomGivenTwice,
 }
 """By the name that `simulate --plant` takes."""

@@ -67,3 +67,14 @@ DIGESTS_KEPT: Final = 4_096
 beacon finds its own place in a standby that is ahead of it."""
 CLAIMS_MAX: Final = 64
 """Beacons ahead of this process that wait to be compared; it catches up or was never compared."""
+LEASE_RENEWALS: Final = 6
+"""Renewals within one lease of an exclusive attempt: several may be lost, and an idle leader writes
+one small entry every two seconds."""
+LEASE_LOOK_MS: Final = 100
+"""How often due renewals are looked for: O(exclusive attempts that are out)."""
+LEASE_DRIFT_PER_MILLE: Final = 10
+"""Of a lease: how much faster a leader's clock may run than a node's. Crystals are within 0.1 per
+mille, clocks of guests under a busy hypervisor within about 1."""
+LEASE_KILL_MS: Final = 2_000
+"""From the end of a lease on the node to the death of its processes: the launcher wakes within a
+second even after its host slept, the agent kills a launcher that does not answer within another."""

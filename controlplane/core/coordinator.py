@@ -74,6 +74,7 @@ from idl.ledger import (
     DeadLettered,
     Decision,
     LedgerEntry,
+    NodeSeen,
     Rejected,
     Released,
     TermStarted,
@@ -137,6 +138,7 @@ class Coordinator:
         self._inputs = Inputs(
             state=self.state, inbox=self._inbox, watch=self._watch, scheduler=Scheduler(),
             policies=self._policies, dead_letters_written={}, told={}, members=members,
+            leases=self._book.leases, exclusive_lease_ms=timing.exclusive_lease_ms,
         )  # fmt: skip
         self._seq = 0
         self._flight: _Flight | None = None
@@ -199,6 +201,7 @@ class Coordinator:
             state.backing_off[0][0] if state.backing_off else 0,
             state.deadlines[0][0] if state.deadlines else 0,
             now_ms + 1 if self._inputs.scheduler.cut_short else 0,
+            self._book.leases.next_look_ms(now_ms),
         )
 
     # --- events -------------------------------------------------------------------------------
@@ -289,6 +292,7 @@ class Coordinator:
         self._lead_since_ms = self._lost_check_ms = self._publish_ms = now_ms
         self._dead_letters_ms = now_ms + DEAD_LETTER_RESEND_MS
         self._watch.lead(now_ms)
+        self._book.leases.lead(state, now_ms)
         self._inbox.open(state.positions)
         for node in state.nodes.values():
             for job in node.attempts:
@@ -323,6 +327,7 @@ class Coordinator:
 
     def _append(self, decisions: tuple[Decision, ...], now_ms: int) -> None:
         self._seq += 1
+        self._book.leases.appended(self._seq)
         entry = LedgerEntry(
             term=self.term, leader=self.name, incarnation=self.incarnation, seq=self._seq,
             at_ms=now_ms, decisions=decisions,
@@ -392,6 +397,7 @@ class Coordinator:
                 self._resign(f"our entry {entry.seq} is void: {verdict.detail}")
             return
         self._flight = None
+        self._book.leases.confirmed(entry.seq)
         self._show_kafka(stalled=False)
         if self.role is Role.STARTING:
             self._become_leader(now_ms)
@@ -405,7 +411,10 @@ class Coordinator:
         for decision in entry.decisions:
             match decision:
                 case Assigned():
+                    book.leases.follow(state.jobs[decision.job])
                     book.tell(decision.job)
+                case NodeSeen():
+                    book.leases.back(state.nodes[decision.node].attempts)
                 case Released():
                     book.settle(decision.job)
                     if decision.source is not None:

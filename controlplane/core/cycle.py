@@ -15,6 +15,7 @@ from controlplane.core.batch import Batch
 from controlplane.core.bounds import DEAD_LETTERS_DUE_MAX, RESULT_DECISIONS_MAX
 from controlplane.core.events import CommandRead, ResultRead
 from controlplane.core.inbox import Inbox
+from controlplane.core.leases import LeaseBook
 from controlplane.core.membership import Voters, changed
 from controlplane.core.results import START_DEADLINE_PASSED, end_attempt, refuse, why_refused
 from controlplane.core.scheduler import Scheduler
@@ -33,8 +34,11 @@ from idl.ledger import (
     DeadLettered,
     DeadLetterStored,
     Ingested,
+    LeadConfirmed,
+    LeaseAwaited,
     PendingCode,
     Started,
+    Vacated,
     Waiting,
 )
 from idl.members import Members
@@ -56,6 +60,8 @@ class Inputs(msgspec.Struct):
     state: PoolState
     inbox: Inbox
     watch: Watch
+    leases: LeaseBook
+    exclusive_lease_ms: int
     scheduler: Scheduler
     policies: Mapping[str, QueuePolicy]
     dead_letters_written: dict[str, None]
@@ -98,6 +104,7 @@ class Cycle:
         self._8_placements()
         self._9_waiting()
         self._10_admissions()
+        self._11_leases()
         return self.batch
 
     # --- 1 to 4: attempts end, nodes change, attempts start -----------------------------------
@@ -139,6 +146,7 @@ class Cycle:
                 batch.add(seen, size_bytes=len(msgspec.msgpack.encode(seen)))
                 batch.nodes_changed.add(name)
             del watch.changed[name]
+        self._vacated()
         if not self._look_for_lost:
             return
         for lost in watch.silent(self.state, self.now_ms):
@@ -147,6 +155,19 @@ class Cycle:
             if lost.node not in batch.nodes_changed:
                 batch.add(lost)
                 batch.nodes_changed.add(lost.node)
+
+    def _vacated(self) -> None:
+        """Room that returns because nodes really have it again."""
+        vacated = self.given.watch.vacated
+        for name, listed in list(vacated.items()):
+            node = self.state.nodes[name]
+            keys = tuple(key for key in listed if key in node.given_up)
+            if not self.batch.has_room(1, 64 * len(keys)):
+                return
+            if keys and not node.lost:
+                said = Vacated(node=name, incarnation=node.incarnation, attempts=keys)
+                self.batch.add(said, size_bytes=64 * len(keys))
+            del vacated[name]
 
     def _3_attempts_without_result(self) -> None:
         for name in self.state.orphaning:
@@ -163,17 +184,40 @@ class Cycle:
                 if not self._release(job, found.outcome, found.detail):
                     return
             del gone[job_id]
+        for job_id, attempt, outcome, detail in self.given.leases.given_up():
+            job = self.state.jobs[job_id]
+            if job.node in self.batch.nodes_changed or job.attempt != attempt:
+                continue
+            if not self._release(job, outcome, detail):
+                return
 
     def _release(self, job: Job, outcome: Outcome, detail: str) -> bool:
-        """Ends an attempt without a result. False where the batch is full."""
+        """Ends an attempt without a result, an exclusive one not before its lease is over. False
+        where the batch is full."""
         if job.id in self.batch.touched:
             return True
-        if not self.batch.has_room(2, _CHARS * len(detail)):
+        if not self.batch.has_room(3, _CHARS * len(detail)):
             return False
-        self.batch.free(job.id)
+        if job.lease_ms and not self._lease_over(job, outcome, detail):
+            return True
+        node = self.state.nodes[job.node]
+        if job.incarnation != node.incarnation:
+            self.batch.free(job.id)  # else the node may hold it still: see Vacated
         ended = end_attempt(job, outcome, self.now_ms, detail)
         self.batch.add(*ended, job=job.id, size_bytes=_CHARS * len(detail))
         return True
+
+    def _lease_over(self, job: Job, outcome: Outcome, detail: str) -> bool:
+        """True where no node can run the attempt any more. Says until when it may, once."""
+        leases = self.given.leases
+        until_ms = leases.give_up(job.id, outcome, detail)
+        over = until_ms <= self.now_ms
+        if job.lease_awaited != (self.state.term, until_ms):
+            awaited = LeaseAwaited(job=job.id, attempt=job.attempt, until_ms=until_ms)
+            self.batch.add(awaited, job="" if over else job.id)
+        if over:
+            leases.release(job.id)
+        return over
 
     def _4_starts(self) -> None:
         started = self.given.watch.started
@@ -303,6 +347,7 @@ class Cycle:
             assigned = Assigned(
                 job=job.id, attempt=job.attempt + 1, node=placement.node,
                 incarnation=placement.incarnation, **placement.grant._asdict(),
+                lease_ms=self.given.exclusive_lease_ms if job.spec.exclusive else 0,
             )  # fmt: skip
             batch.add(assigned, job=job.id, size_bytes=_grant_bytes(placement.grant))
 
@@ -370,3 +415,9 @@ class Cycle:
             batch.ingested.add(decision.job.id)
             admitted[queue] = ours + 1
         return bool(waiting), not isinstance(decision, Ingested)
+
+    def _11_leases(self) -> None:
+        """Any entry of ours proves that we led when it was appended; without another, this one."""
+        leases = self.given.leases
+        if leases.unconfirmed and not self.batch.decisions:
+            self.batch.add(LeadConfirmed(leases=leases.out))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import msgspec
 
 from controlplane.core.bounds import INTENT_BYTES_MAX, INTENT_ITEM_BYTES, INTENT_ITEMS_MAX
+from controlplane.core.leases import LeaseBook
 from dataplane.core.devices import Grant
 from dataplane.core.jobs import PLACED, Job
 from dataplane.core.nodes import Node
@@ -27,6 +28,7 @@ class IntentBook:
 
     def __init__(self, resend_ms: int) -> None:
         self._resend_ms = resend_ms
+        self.leases = LeaseBook()
         self._fresh: dict[str, None] = {}
         """Jobs whose current attempt has something to be told at once."""
         self._due: dict[str, int] = {}
@@ -40,6 +42,7 @@ class IntentBook:
         """Forgets everything."""
         for table in (self._fresh, self._due, self._once, self._acknowledged):
             table.clear()
+        self.leases.clear()
 
     def tell(self, job: str) -> None:
         """Its current attempt was assigned, or its cancellation was asked for."""
@@ -67,6 +70,7 @@ class IntentBook:
         self._fresh.pop(job, None)
         self._due.pop(job, None)
         self._acknowledged.pop(job, None)
+        self.leases.settle(job)
 
     @property
     def next_due_ms(self) -> int | None:
@@ -92,7 +96,9 @@ class IntentBook:
             items = self._items(state, job)
             if items:
                 by_node.setdefault(job.node, []).extend(items)
-            if items or state.nodes[job.node].lost:  # it may come back and must be told then
+            # A lost node may come back and must be told then; a lease may not be granted yet.
+            untold = state.nodes[job.node].lost or self._waits_for_lease(job)
+            if items or untold:
                 self._due[name] = now_ms + self._resend_ms
         for node, told in self._once.items():
             by_node.setdefault(node, []).extend(
@@ -102,6 +108,8 @@ class IntentBook:
                 for name, attempt, forget in told
             )
         self._once.clear()
+        for node, renewal in self.leases.renewals(state, now_ms):
+            by_node.setdefault(node, []).append(renewal)
         return [
             Intent(
                 pool=pool, node=node, node_incarnation=state.nodes[node].incarnation, term=term,
@@ -112,6 +120,13 @@ class IntentBook:
             for part in _cut(told_all)
         ]  # fmt: skip
 
+    def _taken(self, job: Job) -> bool:
+        """The node is known to have the current attempt."""
+        return bool(job.started_ms) or self.acknowledged(job.id, job.attempt)
+
+    def _waits_for_lease(self, job: Job) -> bool:
+        return bool(job.lease_ms) and not self._taken(job)
+
     def _items(self, state: PoolState, job: Job) -> tuple[IntentItem, ...]:
         """What the node must still be told about the current attempt of a placed job."""
         node = state.nodes[job.node]
@@ -119,14 +134,15 @@ class IntentBook:
             return ()
         items: list[IntentItem] = []
         # A restarted agent is never given an old attempt: its former self may have run it.
-        started_by_node = job.started_ms or self.acknowledged(job.id, job.attempt)
-        if not started_by_node and job.incarnation == node.incarnation:
-            items.append(
-                AssignIntent(
-                    job=job.id, attempt=job.attempt, queue=job.queue, spec=job.spec,
-                    payload=job.payload, **_bound(node, job.id)._asdict(),
-                )
-            )  # fmt: skip
+        if not self._taken(job) and job.incarnation == node.incarnation:
+            lease = self.leases.grant(state, job) if job.lease_ms else None
+            if lease is not None or not job.lease_ms:
+                items.append(
+                    AssignIntent(
+                        job=job.id, attempt=job.attempt, queue=job.queue, spec=job.spec,
+                        payload=job.payload, lease=lease, **_bound(node, job.id)._asdict(),
+                    )
+                )  # fmt: skip
         if job.cancel_requested:
             why = f"cancelled by {job.cancel_by}" if job.cancel_by else "cancelled"
             items.append(CancelIntent(job=job.id, attempt=job.attempt, why=why))

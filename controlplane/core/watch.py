@@ -93,6 +93,8 @@ class Watch:
         """Job → attempt that its node says runs, while the ledger says assigned."""
         self.gone: dict[str, Gone] = {}
         """Job → attempt to release without a result."""
+        self.vacated: dict[str, tuple[tuple[str, int], ...]] = {}
+        """Node → attempts given up that its full list leaves out, or has as ended."""
 
     def listen_anew(self, now_ms: int) -> None:
         """Silence counts from now: a leader starts, or was itself asleep."""
@@ -110,7 +112,7 @@ class Watch:
 
     def drop(self) -> None:
         """No longer leads."""
-        self.changed, self.started, self.gone = {}, {}, {}
+        self.changed, self.started, self.gone, self.vacated = {}, {}, {}, {}
 
     # --- messages -----------------------------------------------------------------------------
 
@@ -156,6 +158,7 @@ class Watch:
         if node is None or node.lost or node.incarnation != status.incarnation:
             self.changed[status.node] = None  # it speaks: NodeSeen comes first
             return
+        book.leases.heard(node.name, node.incarnation, status.stamp_ms, now_ms)
         heard = self._heard[status.node]
         listed: set[str] = set()
         for view in status.attempts:
@@ -166,12 +169,16 @@ class Watch:
                 continue
             listed.add(job.id)
             book.acknowledge(job.id, view.attempt)
+            book.leases.listed(job.id, held=view.phase != "ended")
             if view.phase == "running" and job.phase is Phase.ASSIGNED:
                 self.started[job.id] = view.attempt
             elif view.phase == "ended":
                 self._await_result(heard, job.id, view.attempt, now_ms)
         if status.full:
             self._look_for_missing(heard, node, state, book, listed, now_ms)
+            if node.given_up:
+                held = {(v.job, v.attempt) for v in status.attempts if v.phase != "ended"}
+                self.vacated[node.name] = tuple(key for key in node.given_up if key not in held)
 
     def _await_result(self, heard: _Heard, job: str, attempt: int, now_ms: int) -> None:
         first = heard.ended.get(job)

@@ -21,6 +21,7 @@ NODE_REASONS_MAX: Final = 50
 
 ExplainCode = Literal[
     "Unknown", "Finished", "DeadLettered", "Cancelled", "Running", "Assigned", "BackingOff",
+    "LeaseNotOver",
     "NoNodes", "NoMatchingNode", "WaitingForResources", "Ready",
 ]  # fmt: skip
 
@@ -153,12 +154,30 @@ def _explain_waiting(state: PoolState, job: Job) -> Explanation:
     )  # fmt: skip
 
 
+def _explain_lease(
+    state: PoolState, job: Job, awaited: tuple[int, int], now_ms: int
+) -> Explanation:
+    """`awaited`: of which term, until when. A leader of another term counts anew (ADR 0011)."""
+    term, until_ms = awaited
+    node = state.nodes[job.node]
+    gone = f"is lost ({node.lost_reason})" if node.lost else "does not list it"
+    left = f"in {format_ms(until_ms - now_ms)}" if until_ms > now_ms else "now"
+    ends = left if term == state.term else "one lease after the change of leaders"
+    message = (
+        f"attempt {job.attempt} is given up, for {job.node} {gone}; the job is exclusive, so the "
+        f"next attempt waits until the lease of this one must be over: {ends}"
+    )
+    return Explanation(job=job.id, code="LeaseNotOver", message=message)
+
+
 def explain(state: PoolState, job_id: str, now_ms: int) -> Explanation:
     """Why `job_id` is where it is at `now_ms` (epoch ms)."""
     job = state.jobs.get(job_id)
     if job is None:
         return _explain_ended(state, job_id)
     cancelling = "; it is being cancelled" if job.cancel_requested else ""
+    if job.lease_awaited is not None:
+        return _explain_lease(state, job, job.lease_awaited, now_ms)
     if job.phase is Phase.RUNNING:
         message = f"attempt {job.attempt} runs on {_where(state, job.node)}{cancelling}"
         return Explanation(job=job_id, code="Running", message=message)

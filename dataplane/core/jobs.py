@@ -79,8 +79,8 @@ class Job:
 
     __slots__ = (
         "attempt", "attempts", "cancel_by", "cancel_requested", "gpus", "id", "incarnation",
-        "ingested_ms", "node", "not_before_ms", "payload", "phase", "queue", "seq", "shape",
-        "source", "spec", "started_ms", "started_once", "story", "waiting",
+        "ingested_ms", "lease_awaited", "lease_ms", "node", "not_before_ms", "payload", "phase",
+        "queue", "seq", "shape", "source", "spec", "started_ms", "started_once", "story", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -107,6 +107,10 @@ class Job:
         self.node = ""
         self.incarnation = 0
         self.gpus: tuple[int, ...] = ()
+        self.lease_ms = 0
+        """Length of the leases of the current attempt of an exclusive job; else 0."""
+        self.lease_awaited: tuple[int, int] | None = None
+        """(term, until ms): the current attempt is given up, and its lease over by then."""
         self.started_ms = 0
         self.started_once = False
         self.not_before_ms = 0

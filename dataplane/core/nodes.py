@@ -74,8 +74,8 @@ class Node:
 
     __slots__ = (
         "attempts", "capacity", "drain_ordered", "drain_reported", "enforces", "free_cpu_millis",
-        "free_gpus", "free_memory_bytes", "held", "incarnation", "labels", "lost", "lost_reason",
-        "machine", "name", "seen_ms", "simulated", "topology",
+        "free_gpus", "free_memory_bytes", "given_up", "held", "incarnation", "labels", "lost",
+        "lost_reason", "machine", "name", "seen_ms", "simulated", "topology",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -100,6 +100,8 @@ class Node:
         """What attempts hold of `machine`."""
         self.attempts: dict[str, Reservation] = {}
         """Current attempts by job id, until their end is confirmed."""
+        self.given_up: dict[tuple[str, int], Reservation] = {}
+        """Attempts released without a result that the node may still hold, by (job, attempt)."""
 
     @property
     def draining(self) -> bool:
@@ -112,7 +114,12 @@ class Node:
         return not self.lost and not self.draining
 
     def see(self, seen: NodeSeen, at_ms: int) -> None:
-        """Takes over what the node offers now; what is reserved stays reserved."""
+        """Takes over what the node offers now; what is reserved stays reserved.
+
+        A new incarnation holds nothing of what its predecessor was given (ADR 0006).
+        """
+        if seen.incarnation != self.incarnation:
+            self.given_up.clear()
         self.incarnation = seen.incarnation
         self.capacity = seen.capacity
         self.enforces = frozenset(seen.enforces)
@@ -126,7 +133,7 @@ class Node:
 
     def recount(self) -> None:
         """Free room from capacity and what is held."""
-        held = self.attempts.values()
+        held = self._reservations()
         self.free_cpu_millis = self.capacity.cpu_millis - sum(r.cpu_millis for r in held)
         self.free_memory_bytes = self.capacity.memory_bytes - sum(r.memory_bytes for r in held)
         self.held = Held()
@@ -147,6 +154,9 @@ class Node:
     def whole_room(self) -> Room:
         """The same of the node without any attempt."""
         return Room(self.machine, NOTHING_HELD, self.capacity.gpus)
+
+    def _reservations(self) -> list[Reservation]:
+        return [*self.attempts.values(), *self.given_up.values()]
 
     def reserve(self, job: str, reservation: Reservation) -> None:
         """Takes room. Raises InvariantBrokenError where there is none (invariant 5)."""
@@ -174,6 +184,21 @@ class Node:
         if reservation.gpus or reservation.share:
             self._count_free_gpus()
 
+    def give_up(self, job: str) -> None:
+        """`job`'s attempt is released without a result. Its room returns only where the node
+        cannot hold it any more: it is of another incarnation now."""
+        reservation = self.attempts[job]
+        if reservation.incarnation != self.incarnation:
+            self.release(job)
+            return
+        del self.attempts[job]
+        self.given_up[job, reservation.attempt] = reservation
+
+    def vacate(self, job: str, attempt: int) -> None:
+        """Gives back the room of an attempt that was given up; nothing where there is none."""
+        if self.given_up.pop((job, attempt), None) is not None:
+            self.recount()
+
     def release(self, job: str) -> None:
         """Gives the room of `job`'s attempt back."""
         reservation = self.attempts.pop(job)
@@ -189,11 +214,11 @@ class Node:
         again = (self.free_cpu_millis, self.free_memory_bytes, self.free_gpus, self.held.content())
         if free != again:
             raise InvariantBrokenError(f"node {self.name}: free room was miscounted as {free}")
-        held = [index for reservation in self.attempts.values() for index in reservation.gpus]
+        held = [index for reservation in self._reservations() for index in reservation.gpus]
         if len(held) != len(set(held)):
             raise InvariantBrokenError(f"node {self.name}: a GPU is held twice: {sorted(held)}")
-        parts = [uuid for reservation in self.attempts.values() for uuid in reservation.mig]
-        cpus = [cpu for reservation in self.attempts.values() for cpu in reservation.cpus]
+        parts = [uuid for reservation in self._reservations() for uuid in reservation.mig]
+        cpus = [cpu for reservation in self._reservations() for cpu in reservation.cpus]
         if len(parts) != len(set(parts)) or len(cpus) != len(set(cpus)):
             raise InvariantBrokenError(f"node {self.name}: a MIG instance or CPU is held twice")
         self._check_sums()

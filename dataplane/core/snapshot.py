@@ -20,7 +20,7 @@ from idl.members import Members
 from idl.records import AttemptStory, DeadLetter
 from idl.topology import Topology
 
-IMAGE_VERSION: Final = 3
+IMAGE_VERSION: Final = 4
 """Of `Image` and all that it holds. Another one is refused: the ledger has the same, only slower.
 Raise it with every change of what a state says, of its hash or of its digest."""
 
@@ -43,6 +43,8 @@ class JobImage(_Part, frozen=True, array_like=True):
     node: str
     incarnation: int
     gpus: tuple[int, ...]
+    lease_ms: int
+    lease_awaited: tuple[int, int] | None
     started_ms: int
     started_once: bool
     not_before_ms: int
@@ -69,6 +71,7 @@ class NodeImage(_Part, frozen=True, array_like=True):
     attempts: tuple[tuple[str, Reservation], ...]
     topology: Topology
     simulated: bool
+    given_up: tuple[tuple[tuple[str, int], Reservation], ...]
 
 
 class GateImage(NamedTuple):
@@ -155,7 +158,8 @@ def _index(state: PoolState, job: Job) -> None:
 def _job_image(job: Job) -> JobImage:
     return JobImage(
         job.spec, job.queue, job.source, job.payload, job.seq, job.ingested_ms, job.phase,
-        job.attempt, job.node, job.incarnation, job.gpus, job.started_ms, job.started_once,
+        job.attempt, job.node, job.incarnation, job.gpus, job.lease_ms, job.lease_awaited,
+        job.started_ms, job.started_once,
         job.not_before_ms, job.waiting, job.cancel_requested, job.cancel_by,
         tuple(job.attempts), tuple(job.story),
     )  # fmt: skip
@@ -165,6 +169,7 @@ def _job(image: JobImage) -> Job:
     job = Job(image.spec, image.queue, image.source, image.payload, image.seq, image.ingested_ms)
     job.phase, job.attempt = image.phase, image.attempt
     job.node, job.incarnation, job.gpus = image.node, image.incarnation, image.gpus
+    job.lease_ms, job.lease_awaited = image.lease_ms, image.lease_awaited
     job.started_ms, job.started_once = image.started_ms, image.started_once
     job.not_before_ms, job.waiting = image.not_before_ms, image.waiting
     job.cancel_requested, job.cancel_by = image.cancel_requested, image.cancel_by
@@ -177,6 +182,7 @@ def _node_image(node: Node) -> NodeImage:
         node.name, node.incarnation, node.capacity, tuple(sorted(node.enforces)),
         dict(node.labels), node.drain_reported, node.drain_ordered, node.lost, node.lost_reason,
         node.seen_ms, tuple(node.attempts.items()), node.topology, node.simulated,
+        tuple(node.given_up.items()),
     )  # fmt: skip
 
 
@@ -189,5 +195,6 @@ def _node(image: NodeImage) -> Node:
     node.seen_ms, node.attempts = image.seen_ms, dict(image.attempts)
     node.topology, node.simulated = image.topology, image.simulated
     node.machine = Machine(image.topology, image.capacity.gpus)
+    node.given_up = dict(image.given_up)
     node.recount()
     return node

@@ -154,6 +154,8 @@ class PoolState:
             ledger.DeadLetterStored: self._dead_letter_stored,
             ledger.Cancelled: self._cancelled, ledger.Commanded: self._commanded,
             ledger.Waiting: self._waiting, ledger.MembersChanged: self._members_changed,
+            ledger.LeaseAwaited: self._lease_awaited,
+            ledger.LeadConfirmed: self._lead_confirmed, ledger.Vacated: self._vacated,
         }  # fmt: skip
 
     # --- the fold ---------------------------------------------------------------------------
@@ -278,6 +280,8 @@ class PoolState:
         if len(decision.gpus) + len(decision.mig) != asked.gpus:
             given = decision.mig or decision.gpus
             raise job.broken(f"asks {asked.gpus} GPUs and was given {given}")
+        if job.spec.exclusive is not (decision.lease_ms > 0):
+            raise job.broken(f"was assigned with a lease of {decision.lease_ms} ms")
         self._move(job, Cause.ASSIGNED, at, decision.node)
         node.reserve(
             job.id,
@@ -287,6 +291,7 @@ class PoolState:
         )  # fmt: skip
         job.attempt, job.node = decision.attempt, decision.node
         job.incarnation, job.gpus = decision.incarnation, decision.gpus
+        job.lease_ms = decision.lease_ms
         job.started_ms, job.waiting, job.not_before_ms = 0, None, 0
         self.pending.remove(job.id)
 
@@ -303,10 +308,15 @@ class PoolState:
         self._require_current(job, decision.attempt)
         if self._ending is not None:
             raise job.broken(f"was released before the verdict on {self._ending.id}")
+        if decision.source is None:
+            self._require_lease_over(job, at)
         self._move(job, Cause.RELEASED, at, decision.outcome)
         self._ending = job
         node = self.nodes[job.node]
-        node.release(job.id)
+        if decision.source is None:
+            node.give_up(job.id)
+        else:
+            node.release(job.id)
         self.room_version += 1
         if not node.attempts:
             self.orphaning.pop(node.name, None)
@@ -320,6 +330,34 @@ class PoolState:
             )
         )  # fmt: skip
         job.node, job.incarnation, job.gpus = "", 0, ()
+        job.lease_ms, job.lease_awaited = 0, None
+
+    @staticmethod
+    def _require_lease_over(job: Job, at: _At) -> None:
+        """4: an exclusive attempt whose end nobody saw is released after its lease (ADR 0011)."""
+        term, until_ms = job.lease_awaited or (0, 0)
+        if job.spec.exclusive and (term != at.entry.term or until_ms > at.at_ms):
+            raise job.broken("is exclusive and was released before its lease was over")
+
+    def _lease_awaited(self, decision: ledger.LeaseAwaited, at: _At) -> None:
+        job = self._live(decision.job)
+        self._require_current(job, decision.attempt)
+        if not job.spec.exclusive or job.phase not in PLACED:
+            raise job.broken("has no lease to be awaited")
+        job.lease_awaited = (at.entry.term, decision.until_ms)
+        self._did.append((job.seq, *job.lease_awaited))
+
+    def _lead_confirmed(self, decision: ledger.LeadConfirmed, at: _At) -> None:
+        """Its place in the log is all that it says."""
+
+    def _vacated(self, decision: ledger.Vacated, at: _At) -> None:
+        node = self.nodes.get(decision.node)
+        if node is None or node.incarnation != decision.incarnation:
+            return
+        for job, attempt in decision.attempts:
+            node.vacate(job, attempt)
+        self._did.append((node.name, node.free_cpu_millis, node.free_memory_bytes))
+        self.room_version += 1
 
     def _result_refused(self, decision: ledger.ResultRefused, at: _At) -> None:
         self._advance(decision.source)
@@ -391,6 +429,8 @@ class PoolState:
         if node is None:
             node = self.nodes[decision.node] = Node(decision.node)
         node.see(decision, at.at_ms)
+        for name in node.attempts:
+            self.jobs[name].lease_awaited = None  # it is back: what was awaited may be renewed
         self._did.append((node.name, node.free_cpu_millis, node.free_memory_bytes))
         self.orphaning.pop(node.name, None)
         self.lost_order.pop(node.name, None)
@@ -534,7 +574,8 @@ class PoolState:
 def _job_content(job: Job) -> tuple[object, ...]:
     return (
         job.queue, job.source, job.spec, job.payload, job.seq, job.ingested_ms, job.phase,
-        job.attempt, job.node, job.incarnation, job.gpus, job.started_ms, job.started_once,
+        job.attempt, job.node, job.incarnation, job.gpus, job.lease_ms, job.lease_awaited,
+        job.started_ms, job.started_once,
         job.not_before_ms, job.waiting, job.cancel_requested, job.cancel_by, job.attempts,
         job.story,
     )  # fmt: skip
@@ -544,6 +585,6 @@ def _node_content(node: Node) -> tuple[object, ...]:
     return (
         node.incarnation, node.capacity, sorted(node.enforces), sorted(node.labels.items()),
         node.drain_reported, node.drain_ordered, node.lost, node.lost_reason, node.seen_ms,
-        sorted(node.attempts.items()),
+        sorted(node.attempts.items()), sorted(node.given_up.items()),
         node.topology, node.simulated,
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 Fencing (DESIGN, ideas 2 and 6): an intent of an older term, or one addressed to another incarnation
 of this node, is refused; an attempt runs at most once; what ended is remembered until the leader
-says `forget`, so a re-sent assign never runs anything twice.
+says `forget`, so a re-sent assign never runs anything twice. An exclusive attempt runs while its
+lease lasts by the node's own clock; a lease that has run out is never extended (ADR 0011).
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from idl.control import (
     ForgetIntent,
     Intent,
     IntentItem,
+    Lease,
+    RenewIntent,
 )
 from idl.errors import InvariantBrokenError
 from idl.jobs import required_limits
@@ -30,6 +33,8 @@ from idl.records import Outcome
 ENDED_REMEMBERED_MAX: Final = 50_000
 """Ended attempts kept for a leader that is away; beyond, the oldest are forgotten (their results
 are in Kafka, and their attempt numbers void any second run's result)."""
+
+LEASE_RAN_OUT: Final = "lease ran out: no leader renewed it in time"
 
 Key = tuple[str, int]
 """(job, attempt)."""
@@ -85,14 +90,20 @@ class HeartbeatDue(msgspec.Struct, frozen=True, tag=True):
     """Time for a full status."""
 
 
-Event = IntentReceived | AttemptRunning | AttemptEnded | ResultDelivered | HeartbeatDue
+class LeaseDue(msgspec.Struct, frozen=True, tag=True):
+    """A lease may have run out; every other event looks as well."""
+
+
+Event = IntentReceived | AttemptRunning | AttemptEnded | ResultDelivered | HeartbeatDue | LeaseDue
 
 
 class RunAttempt(msgspec.Struct, frozen=True, tag=True):
-    """Fetch the payload, run it in a sandbox, deliver the result."""
+    """Fetch the payload, run it in a sandbox, deliver the result. `lease_until_ms`: CLOCK_BOOTTIME
+    at which an exclusive attempt must end unless its lease is extended; else 0."""
 
     assign: AssignIntent
     term: int
+    lease_until_ms: int = 0
 
 
 class KillAttempt(msgspec.Struct, frozen=True, tag=True):
@@ -101,6 +112,21 @@ class KillAttempt(msgspec.Struct, frozen=True, tag=True):
     job: str
     attempt: int
     why: str
+
+
+class ExtendLease(msgspec.Struct, frozen=True, tag=True):
+    """The attempt may run until then (CLOCK_BOOTTIME)."""
+
+    job: str
+    attempt: int
+    until_ms: int
+
+
+class EndLease(msgspec.Struct, frozen=True, tag=True):
+    """The attempt's lease has run out: end it now, without grace, whatever it takes."""
+
+    job: str
+    attempt: int
 
 
 class RefuseAttempt(msgspec.Struct, frozen=True, tag=True):
@@ -132,7 +158,10 @@ class FollowMembers(msgspec.Struct, frozen=True, tag=True):
     members: Members
 
 
-Effect = RunAttempt | KillAttempt | RefuseAttempt | ForgetAttempt | SendStatus | FollowMembers
+Effect = (
+    RunAttempt | KillAttempt | RefuseAttempt | ForgetAttempt | SendStatus | FollowMembers
+    | ExtendLease | EndLease
+)  # fmt: skip
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -140,10 +169,12 @@ class Restored(msgspec.Struct, frozen=True):
 
     assign: AssignIntent | None
     phase: Phase
+    lease_until_ms: int = 0
 
 
 class _Attempt(msgspec.Struct):
     phase: Phase
+    lease_until_ms: int = 0
 
 
 class AgentCore:
@@ -172,17 +203,41 @@ class AgentCore:
         self._attempts: dict[Key, _Attempt] = {}
         self._live: dict[Key, AssignIntent] = {}
         self._changed: dict[Key, AttemptPhase] = {}
+        self._leased: dict[Key, _Attempt] = {}
+        """Exclusive attempts that hold resources and were not told yet that their lease is over."""
+        self._now_ms = 0
 
     def restore(self, attempts: Mapping[Key, Restored], term: int) -> None:
         """Starts where an earlier process of this node's incarnation was; before any `step`."""
         self.term = term
         for key, restored in attempts.items():
-            self._attempts[key] = _Attempt(restored.phase)
+            found = self._attempts[key] = _Attempt(restored.phase, restored.lease_until_ms)
             if restored.phase in HOLDING and restored.assign is not None:
                 self._live[key] = restored.assign
+                if restored.assign.spec.exclusive:
+                    self._leased[key] = found
 
-    def step(self, event: Event) -> tuple[Effect, ...]:
-        """Takes one fact, returns what to do. Raises InvariantBrokenError on an impossible one."""
+    def step(self, event: Event, now_ms: int) -> tuple[Effect, ...]:
+        """Takes one fact, returns what to do. `now_ms`: the node's CLOCK_BOOTTIME.
+
+        Raises InvariantBrokenError on an impossible fact.
+        """
+        self._now_ms = now_ms
+        over = self._end_leases()
+        return (*over, *self._take(event)) if over else self._take(event)
+
+    @property
+    def next_lease_end_ms(self) -> int:
+        """When `LeaseDue` is due; 0: never."""
+        return min((attempt.lease_until_ms for attempt in self._leased.values()), default=0)
+
+    def _end_leases(self) -> list[Effect]:
+        over = [key for key, a in self._leased.items() if a.lease_until_ms <= self._now_ms]
+        for key in over:
+            del self._leased[key]
+        return [EndLease(*key) for key in over]
+
+    def _take(self, event: Event) -> tuple[Effect, ...]:
         match event:
             case IntentReceived(intent=intent):
                 return self._take_intent(intent)
@@ -263,6 +318,8 @@ class AgentCore:
         match item:
             case AssignIntent():
                 return self._assign(item)
+            case RenewIntent(job=job, attempt=attempt, lease=lease):
+                return self._extend((job, attempt), lease)
             case CancelIntent(job=job, attempt=attempt, why=why):
                 known = self._attempts.get((job, attempt))
                 if known is not None and known.phase in HOLDING:
@@ -279,14 +336,32 @@ class AgentCore:
         key = (assign.job, assign.attempt)
         if key in self._attempts:
             self._note(key)
-            return None
+            return self._extend(key, assign.lease)
+        until_ms = self._lease_end(assign.lease)
+        if assign.spec.exclusive and until_ms <= self._now_ms:
+            self.refused_intents["lease-over"] = self.refused_intents.get("lease-over", 0) + 1
+            return None  # it was long on its way; the leader tells us again, with a fresh one
         why_not = self._cannot_hold(assign)
-        self._attempts[key] = _Attempt(Phase.ACCEPTED)
+        attempt = self._attempts[key] = _Attempt(Phase.ACCEPTED, until_ms)
         self._note(key)
         if why_not:
             return RefuseAttempt(assign, self.term, "platform", why_not)
         self._live[key] = assign
-        return RunAttempt(assign, self.term)
+        if assign.spec.exclusive:
+            self._leased[key] = attempt
+        return RunAttempt(assign, self.term, until_ms)
+
+    def _lease_end(self, lease: Lease | None) -> int:
+        """CLOCK_BOOTTIME at which it ends, 0 for none. It began with our stamp, however long it was
+        on its way; a stamp that we cannot have made yet counts as one made now."""
+        return min(lease.since_ms, self._now_ms) + lease.length_ms if lease else 0
+
+    def _extend(self, key: Key, lease: Lease | None) -> Effect | None:
+        attempt, until_ms = self._leased.get(key), self._lease_end(lease)
+        if attempt is None or until_ms <= attempt.lease_until_ms:
+            return None  # over, or renewed by a later one
+        attempt.lease_until_ms = until_ms
+        return ExtendLease(*key, until_ms)
 
     def _cannot_hold(self, assign: AssignIntent) -> str:
         """Why this attempt must not run here, or "". The leader should have known; we make sure."""
@@ -323,6 +398,7 @@ class AgentCore:
         attempt.phase = phase
         if phase not in HOLDING:
             self._live.pop(key, None)
+            self._leased.pop(key, None)
         self._note(key)
 
     def _note(self, key: Key) -> None:
@@ -343,6 +419,7 @@ class AgentCore:
             full=full,
             attempts=views,
             members_version=self.members_version,
+            stamp_ms=self._now_ms,
         )
 
     def _forget_surplus(self) -> tuple[Effect, ...]:

@@ -54,11 +54,20 @@ class TermSeen(_Record, frozen=True, kw_only=True, tag="term", omit_defaults=Tru
 
 
 class Accepted(_Record, frozen=True, kw_only=True, tag="accepted", omit_defaults=True):
-    """An assign was accepted."""
+    """An assign was accepted. `lease_until_ms`: of an exclusive attempt, as in `Leased`."""
 
     assign: AssignIntent
     term: int
     at_ms: int
+    lease_until_ms: int = 0
+
+
+class Leased(_Record, frozen=True, kw_only=True, tag="leased", omit_defaults=True):
+    """An exclusive attempt may run until then (CLOCK_BOOTTIME of this boot)."""
+
+    job: str
+    attempt: int
+    until_ms: int
 
 
 class Launching(_Record, frozen=True, kw_only=True, tag="launching", omit_defaults=True):
@@ -100,7 +109,7 @@ class Forgotten(_Record, frozen=True, kw_only=True, tag="forgotten", omit_defaul
     attempt: int
 
 
-Record = Opened | TermSeen | Accepted | Launching | Started | Ended | Delivered | Forgotten
+Record = Opened | TermSeen | Accepted | Leased | Launching | Started | Ended | Delivered | Forgotten
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +121,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     launching: bool = False
     started_ms: int = 0
     ended: Ended | None = None
+    lease_until_ms: int = 0
 
     @property
     def delivered(self) -> bool:
@@ -138,24 +148,26 @@ class JournalState:
                 self.opened = record
             case TermSeen(term=term):
                 self.term = max(self.term, term)
-            case Accepted(assign=assign, term=term, at_ms=at_ms):
+            case Accepted(assign=assign, term=term, at_ms=at_ms, lease_until_ms=until_ms):
                 self.term = max(self.term, term)
                 key = (assign.job, assign.attempt)
-                entry = Entry(assign=assign, term=term, accepted_ms=at_ms)
+                entry = Entry(assign=assign, term=term, accepted_ms=at_ms, lease_until_ms=until_ms)
                 self.entries.setdefault(key, entry)
             case Delivered(job=job, attempt=attempt):
                 self.entries[job, attempt] = _DELIVERED
             case Forgotten(job=job, attempt=attempt):
                 self.entries.pop((job, attempt), None)
-            case Launching() | Started() | Ended():
+            case Leased() | Launching() | Started() | Ended():
                 self._advance(record)
 
-    def _advance(self, record: Launching | Started | Ended) -> None:
+    def _advance(self, record: Leased | Launching | Started | Ended) -> None:
         key = (record.job, record.attempt)
         entry = self.entries.get(key)
         if entry is None or entry.delivered or entry.ended is not None:
             return
         match record:
+            case Leased(until_ms=until_ms):
+                entry = _change(entry, lease_until_ms=until_ms)
             case Launching():
                 entry = _change(entry, launching=True)
             case Started(at_ms=at_ms):
@@ -174,7 +186,10 @@ class JournalState:
             if entry.assign is None:  # delivered
                 yield Delivered(job=job, attempt=attempt)
                 continue
-            yield Accepted(assign=entry.assign, term=entry.term, at_ms=entry.accepted_ms)
+            yield Accepted(
+                assign=entry.assign, term=entry.term, at_ms=entry.accepted_ms,
+                lease_until_ms=entry.lease_until_ms,
+            )  # fmt: skip
             if entry.started_ms:
                 yield Started(job=job, attempt=attempt, at_ms=entry.started_ms)
             elif entry.launching:

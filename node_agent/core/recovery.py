@@ -64,7 +64,7 @@ def recover(state: JournalState, held: Iterable[str], same_launcher: bool) -> Re
         if found:
             unclaimed.discard(name)
         phase, effect = _decide(entry, found, same_launcher)
-        restored[job, attempt] = Restored(entry.assign, phase)
+        restored[job, attempt] = Restored(entry.assign, phase, entry.lease_until_ms)
         if effect is not None:
             effects.append(effect)
     return Recovery(restored, tuple(effects), tuple(sorted(unclaimed)))
@@ -79,6 +79,6 @@ def _decide(entry: Entry, found: bool, same_launcher: bool) -> tuple[Phase, Reco
         phase = Phase.RUNNING if entry.started_ms else Phase.ACCEPTED
         return phase, AdoptAttempt(entry.assign, entry)
     if not entry.started_ms and (same_launcher or not entry.launching):
-        return Phase.ACCEPTED, RunAttempt(entry.assign, entry.term)
+        return Phase.ACCEPTED, RunAttempt(entry.assign, entry.term, entry.lease_until_ms)
     phase = Phase.RUNNING if entry.started_ms else Phase.ACCEPTED
     return phase, RefuseAttempt(entry.assign, entry.term, "platform", LAUNCHER_DIED)

@@ -23,6 +23,7 @@ _OUTCOMES: Final[dict[str, Outcome]] = {
     "out_of_memory": "out_of_memory",
     "killed": "killed",
     "sandbox_failed": "platform",
+    "lease_over": "node_lost",
 }
 
 
@@ -50,7 +51,9 @@ def environment(assign: AssignIntent, node: str, gpus: GpuDevices = NO_GPUS) -> 
     }
 
 
-def plan_of(assign: AssignIntent, node: str, gpus: GpuDevices = NO_GPUS) -> SandboxPlan:
+def plan_of(
+    assign: AssignIntent, node: str, gpus: GpuDevices = NO_GPUS, lease_until_ms: int = 0
+) -> SandboxPlan:
     """What the sandbox is asked to carry out."""
     spec = assign.spec
     waived = {Limit.CPUSET} if gpus.simulated else set[Limit]()
@@ -69,6 +72,7 @@ def plan_of(assign: AssignIntent, node: str, gpus: GpuDevices = NO_GPUS) -> Sand
         inputs=tuple(placed_input(name, given) for name, given in spec.inputs.items()),
         outputs=spec.outputs,
         require=frozenset(Limit(name) for name in required_limits(spec)) - waived,
+        lease_until_ms=lease_until_ms,
     )
     return msgspec.structs.replace(plan, **_limits(spec.limits))
 

@@ -145,6 +145,7 @@ class JobSpec:
         self.result_bytes_max = number["result_bytes_max"]
         self.collects = bool(message["outputs"])
         self.inputs = [Input.told(_dict(item)) for item in _list(message["inputs"])]
+        self.lease_until_ms = number.get("lease_until_ms", 0)
 
     def command(self) -> bytes:
         """What init needs to start the job, as ``_Command`` reads it."""

@@ -36,6 +36,10 @@ _NAMESPACES = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | k
 # After SIGKILL the kernel needs only to unwind; a job that is still there after this is stuck in
 # the kernel (uninterruptible I/O) and is reported, not waited for in silence.
 KILL_AGAIN_S = 2.0
+# A lease counts time in which the host was suspended, poll timeouts do not: this is how much longer
+# than its lease a job may run after the host woke.
+LEASE_LOOK_S = 1.0
+LEASE_OVER = "lease ran out: it was not renewed, and the launcher ended the job"
 _OOM_LOOK_S = 0.005
 _OOM_LOOKS_MAX = 40
 _MESSAGE_MAX = 4096
@@ -63,6 +67,7 @@ class Job:
         self.collects = False  # its work directory is wanted when it has ended
         self.looks = NO_LOOKS
         self.kill_at: float | None = None
+        self.lease_until_ms = 0  # CLOCK_BOOTTIME; 0: runs without a lease, or it is over
         self.oom_look_at: float | None = None
         self._oom_looks_left = 0
         self.ended_by = ""  # timed_out, killed, out_of_memory: why we ended it
@@ -94,7 +99,7 @@ class Job:
         self.cgroup.limit(_limits(spec), disks)
         self.key, self._spec, self._stdio = spec.key, spec, stdio
         self.wall_ms, self.grace_ms = spec.wall_ms, spec.grace_ms
-        self.result_bytes_max = spec.result_bytes_max
+        self.result_bytes_max, self.lease_until_ms = spec.result_bytes_max, spec.lease_until_ms
         self.started_at = time.monotonic()
         self.deadline_at = self.started_at + spec.wall_ms / 1000
         self.cpu_ms, self.collects = spec.cpu_ms, spec.collects
@@ -187,7 +192,11 @@ class Job:
             self.oom_look_at = None
 
     def on_time(self, now: float) -> None:
-        """Deadlines: the wall time first, then the grace."""
+        """Deadlines: the lease, which has no grace, then the wall time, then the grace."""
+        if self.lease_until_ms and kernel.boot_ms() >= self.lease_until_ms:
+            self.lease_until_ms = 0
+            self.ended_by, self.why = self.ended_by or "lease_over", self.why or LEASE_OVER
+            self.kill_at = now
         if self.oom_look_at is not None and now >= self.oom_look_at:
             self._look_for_oom(now)
         if not self.ended_by and now >= self.deadline_at:
@@ -209,7 +218,15 @@ class Job:
         due = self.kill_at
         if due is None:
             due = min(self.deadline_at, self.looks.at)
+        if self.lease_until_ms:
+            left_s = (self.lease_until_ms - kernel.boot_ms()) / 1000
+            due = min(due, time.monotonic() + min(left_s, LEASE_LOOK_S)) if left_s > 0 else 0.0
         return due if self.oom_look_at is None else min(due, self.oom_look_at)
+
+    def extend(self, until_ms: int) -> None:
+        """The lease was renewed; one that is over stays over, whoever is late."""
+        if kernel.boot_ms() < self.lease_until_ms:
+            self.lease_until_ms = max(self.lease_until_ms, until_ms)
 
     # --- stopping -----------------------------------------------------------------------------
     def stop(self, cause: str, why: str, now: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from ctypes import c_long, c_ulong, c_void_p
 
 _MACHINE = os.uname().machine
@@ -177,6 +178,11 @@ def close_all_but(keep: tuple[int, ...]) -> None:
             _syscall("close_range", _NR_CLOSE_RANGE, first, fd - 1, 0)
         first = max(first, fd + 1)
     close_from(first)
+
+
+def boot_ms() -> int:
+    """CLOCK_BOOTTIME: goes on while the host is suspended, the same for every process of it."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 def prctl(option: int, *args: int) -> int:

@@ -200,21 +200,26 @@ class Launcher:
         message = wire.loads(data)
         if message["op"] == "run":
             self._start(message, fds)
-        elif message["op"] == "kill":
-            job = self._jobs.get(message["key"])
-            if job is not None:
-                job.stop("killed", str(message["why"]), time.monotonic())
-                if message["now"]:
-                    job.kill_now()
-        elif message["op"] == "active":
-            job = self._jobs.get(message["key"])
-            if job is not None:
-                job.looks.output = True
         elif message["op"] == "forget":
             self._forget(str(message["key"]))
         elif message["op"] == "close":
             self._shut_down("agent closed the sandbox")
+        elif message["key"] in self._jobs:
+            self._about(self._jobs[message["key"]], message)
         return True
+
+    @staticmethod
+    def _about(job: Job, message: dict[str, object]) -> None:
+        """What the agent says about a job that is here."""
+        if message["op"] == "kill":
+            cause = str(message.get("cause", "killed"))
+            job.stop(cause, str(message["why"]), time.monotonic())
+            if message["now"]:
+                job.kill_now()
+        elif message["op"] == "active":
+            job.looks.output = True
+        elif message["op"] == "lease":
+            job.extend(int(str(message["until_ms"])))
 
     def _agent_gone(self) -> None:
         """End of file. With work at hand and a way to come back we wait for the next agent."""
@@ -304,7 +309,10 @@ class Launcher:
         if len(fds) > _RUN_FDS:
             self._feeds[key] = Feed(*fds[_RUN_FDS:])
         try:
-            job = self._launch(JobSpec(message), stdio)
+            spec = JobSpec(message)
+            if 0 < spec.lease_until_ms <= kernel.boot_ms():
+                raise OSError(errno.ETIME, "the lease ran out before the job was launched")
+            job = self._launch(spec, stdio)
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "?")
             detail = f"step 'launch', {name}: {error}"

@@ -49,6 +49,9 @@ OnWork = Callable[[int], Awaitable[None]]
 # What the launcher's first message must say (node_agent.launcher.main.PROTOCOL).
 PROTOCOL = 2
 _LAUNCHER_CODE = Path(__file__).resolve().parents[1] / "launcher"
+# A launcher that did not end a job within this after its lease was over is killed, and the job with
+# it: leaders count on that (controlplane.core.bounds.LEASE_KILL_MS).
+FENCE_TIMEOUT_S = 1.0
 # How long the launcher may take to kill and remove everything before it is killed itself.
 CLOSE_TIMEOUT_S = 15.0
 # Output is told to the launcher this often within a job's idle time, twice for each look of its.
@@ -417,6 +420,27 @@ class NativeSandbox:
             return False
         await self._channel.send({"op": "kill", "key": key, "why": why, "now": False}, ())
         return True
+
+    async def extend_lease(self, key: str, until_ms: int) -> None:
+        """The job may run until then (CLOCK_BOOTTIME)."""
+        if not self._dead:
+            with contextlib.suppress(SandboxUnavailable):  # it died, and the job with it
+                await self._channel.send({"op": "lease", "key": key, "until_ms": until_ms}, ())
+
+    async def fence(self, key: str, why: str) -> None:
+        """The job's lease is over: it dies now, if need be with the launcher and all its jobs."""
+        running = self._running.get(key)
+        if running is None or self._dead:
+            return
+        request = {"op": "kill", "key": key, "why": why, "now": True, "cause": "lease_over"}
+        try:
+            async with asyncio.timeout(FENCE_TIMEOUT_S):
+                await self._channel.send(request, ())
+                await asyncio.shield(running.ended)
+        except TimeoutError:
+            self._process.kill()
+        except SandboxUnavailable:
+            return  # it died, and the job with it
 
     # --- what the launcher says ---------------------------------------------------------------
     def _on_message_bytes(self, data: bytes, fds: list[int]) -> None:

@@ -58,7 +58,8 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     0 and () mean "no such limit", but for ``swap_bytes``, where 0 is no swap. ``cpu_ms`` is of the
     whole job. ``idle_ms``: with next to no CPU time and no output. ``io_*``: for each disk behind
     the visible file systems. ``cpus`` and ``mems``: the CPUs and NUMA memory nodes it is bound to.
-    ``outputs``: files below /work to collect (``node_agent.sandbox.outputs``).
+    ``outputs``: files below /work to collect (``node_agent.sandbox.outputs``). ``lease_until_ms``:
+    CLOCK_BOOTTIME at which the job is killed unless its lease is extended (ADR 0011).
     """
 
     key: str
@@ -93,9 +94,12 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     result_bytes_max: int = 1 * MIB
     require: frozenset[Limit] = frozenset(Limit)
     devices: tuple[str, ...] = ()
+    lease_until_ms: int = 0
 
 
-Cause = Literal["exited", "signalled", "timed_out", "out_of_memory", "killed", "sandbox_failed"]
+Cause = Literal[
+    "exited", "signalled", "timed_out", "out_of_memory", "killed", "sandbox_failed", "lease_over"
+]
 
 
 class SandboxOutcome(msgspec.Struct, frozen=True, kw_only=True):

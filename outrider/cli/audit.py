@@ -64,6 +64,7 @@ def _document(auditor: _Auditor, broken: str) -> dict[str, Any]:
         "rejected": counts["Rejected"],
         "attempts": counts["Assigned"],
         "results_refused": counts["ResultRefused"],
+        "leases_awaited": counts["LeaseAwaited"],
         "dead_letters_due": len(state.dead_letters_due),
         "state_hash": state.state_hash(),
     }
@@ -86,7 +87,11 @@ def _show(document: dict[str, Any]) -> None:
         f"jobs      {document['accepted']} accepted = {document['finished']} finished "
         f"+ {document['dead']} dead + {document['cancelled']} cancelled + {document['live']} live"
     )
-    click.echo(f"attempts  {document['attempts']}, {document['results_refused']} results refused")
+    waited = document["leases_awaited"]
+    leases = f", {waited} waits for an exclusive job's lease" if waited else ""
+    click.echo(
+        f"attempts  {document['attempts']}, {document['results_refused']} results refused{leases}"
+    )
     click.echo(f"rejected  {document['rejected']}")
     click.echo(f"state     {document['state_hash']}")
     if document["ok"]:
@@ -111,8 +116,9 @@ def audit(session: Session, from_snapshot: bool) -> None:
     """Fold the whole ledger again and check what must hold of any history.
 
     One leader per term, terms grow; every accepted job is live or ended exactly once; one result
-    per job, of the attempt that was current; no node over-committed. Exit code 1 where it does
-    not hold.
+    per job, of the attempt that was current; no node over-committed, also by what it may still
+    run; no exclusive attempt given up before its lease was over. Exit code 1 where it does not
+    hold.
 
     \b
     Examples:

@@ -9,6 +9,8 @@ from idl.ledger import (
     Decision,
     Finished,
     Ingested,
+    LeadConfirmed,
+    LeaseAwaited,
     MembersChanged,
     NodeLost,
     NodeSeen,
@@ -18,6 +20,7 @@ from idl.ledger import (
     RetryScheduled,
     Started,
     TermStarted,
+    Vacated,
     Waiting,
 )
 from idl.records import AddMember, CancelJob, Command, RemoveMember, TransferLeader
@@ -83,6 +86,13 @@ def _about_job(decision: Decision, at_ms: int) -> str:
         case RetryScheduled():
             delay = format_ms(max(0, decision.not_before_ms - at_ms))
             return f"job {decision.job} is tried again in {delay}: {decision.reason}"
+        case LeaseAwaited():
+            left = decision.until_ms - at_ms
+            lasts = f"may last {format_ms(left)} more" if left > 0 else "is over"
+            return (
+                f"job {decision.job} attempt {decision.attempt} is given up; it is exclusive and "
+                f"its lease {lasts}"
+            )
         case Finished():
             return f"job {decision.job} finished with attempt {decision.attempt}"
         case DeadLettered():
@@ -122,6 +132,11 @@ def narrate(decision: Decision, leader: str, term: int, at_ms: int) -> str:
             return f"node {decision.node} is here: {_capacity(decision)}{draining}"
         case NodeLost():
             return f"node {decision.node} is lost: {decision.reason}"
+        case LeadConfirmed():
+            return f"{leader} still leads; {decision.leases} exclusive attempts keep their lease"
+        case Vacated():
+            there = ", ".join(f"{job} attempt {attempt}" for job, attempt in decision.attempts)
+            return f"node {decision.node} no longer holds {there}"
         case Commanded():
             verdict = f" refused: {decision.refused}" if decision.refused else " carried out"
             return f"order{_by(decision.by)} to {_command(decision.command)}{verdict}"
@@ -134,4 +149,5 @@ def narrate(decision: Decision, leader: str, term: int, at_ms: int) -> str:
 
 def nodes_of(decision: Decision) -> str:
     """The node that a decision is about; "" where it is about none."""
-    return decision.node if isinstance(decision, NodeSeen | NodeLost | Assigned) else ""
+    about = NodeSeen | NodeLost | Assigned | Vacated
+    return decision.node if isinstance(decision, about) else ""

@@ -61,6 +61,10 @@ JOB_OPTIONS: Final = (
     click.option("--retries", type=int, help="Attempts after the first. Default 2."),
     click.option("--priority", type=int, help="Higher goes first. Default 0."),
     click.option("--start-within", help="Dead-letter it unless it started in time."),
+    click.option(
+        "--exclusive", is_flag=True, default=None,
+        help="Never two attempts at once, whatever fails: killed on a node that is cut off.",
+    ),
     click.option("--env", "-e", "env", multiple=True, metavar="NAME=VALUE", help="Repeatable."),
     click.option(
         "--label", "labels", multiple=True, metavar="NAME=VALUE",

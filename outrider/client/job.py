@@ -81,6 +81,9 @@ class Job:
     `inputs`: files below `/work/in` before the start, by name: bytes, text, a `Path`, the claim
     check of an earlier job's output (`OutputFile.ref`), or a `JobInput` (`writable=True`: below
     `/work`). `outputs`: files below `/work` to keep: `report.txt`, `plots/`, `plots/*.png`.
+    has started this long after it was accepted (0: wait for ever). `exclusive`: never two
+    attempts at once, at the price that the job is killed where its node hears of no leader for
+    longer than a lease (docs/operating.md).
     """
 
     command: Sequence[str] | str = ()
@@ -133,6 +136,7 @@ class Job:
     node_labels: Mapping[str, str] = field(default_factory=dict)
     priority: int = 0
     start_within: Quantity = 0
+    exclusive: bool = False
 
     def submission(self) -> Submission:
         """The wire form. Raises ConfigError (how it is written), InvalidRecordError (bounds)."""
@@ -305,6 +309,7 @@ def _spec(job: Job) -> JobSpec:
         node_labels=dict(job.node_labels),
         priority=job.priority,
         start_within_ms=parse_ms(job.start_within),
+        exclusive=job.exclusive,
         payload=payload,
         inputs={name: _input(name, given) for name, given in job.inputs.items()},
         outputs=tuple(job.outputs),

@@ -17,6 +17,7 @@ from idl.ledger import (
     Decision,
     Finished,
     Ingested,
+    LeaseAwaited,
     Rejected,
     Released,
     RetryScheduled,
@@ -121,7 +122,10 @@ class JobProgress:
                 self.attempt, self._node = decision.attempt, decision.node
             case Started():
                 self.phase = Phase.RUNNING
+            case LeaseAwaited():
+                self.why = f"attempt {decision.attempt} is given up, its lease is waited for"
             case Released():
+                self.why = ""
                 self.attempts.append(_story(decision, self._node))
             case RetryScheduled():
                 self.phase, self.why = Phase.BACKING_OFF, decision.reason

@@ -23,7 +23,15 @@ from controlplane.core.membership import Voters
 from dataplane.core.explain import explain
 from dataplane.core.state import PoolState
 from idl import ledger as d
-from idl.control import AssignIntent, AttemptStatus, AttemptView, Intent, NodeReport
+from idl.control import (
+    AssignIntent,
+    AttemptStatus,
+    AttemptView,
+    Intent,
+    IntentItem,
+    NodeReport,
+    RenewIntent,
+)
 from idl.ids import CoordinatorId, Incarnation, PoolName
 from idl.jobs import Retry
 from idl.ledger import LedgerEntry
@@ -33,6 +41,8 @@ from idl.settings import QueuePolicy
 from tests.unit.core_builders import ALL_LIMITS, MIB, TIMING, source, spec
 
 SLICE_MS: Final = 250
+NODE_CLOCK_MS: Final = 70_000
+"""What clocks of nodes show when the script's shows 0."""
 
 
 def told(decision: d.Decision) -> str:
@@ -72,12 +82,25 @@ def told(decision: d.Decision) -> str:
         case d.MembersChanged():
             names = " ".join(peer.name for peer in decision.members)
             return f"MembersChanged {decision.version}: {names}"
+        case d.LeaseAwaited():
+            return f"LeaseAwaited {decision.job}/{decision.attempt} until {decision.until_ms}"
+        case d.LeadConfirmed():
+            return f"LeadConfirmed for {decision.leases} leases"
+        case d.Vacated():
+            there = ", ".join(f"{job}/{attempt}" for job, attempt in decision.attempts)
+            return f"Vacated {decision.node}: {there}"
+
+
+def told_lease(item: IntentItem) -> str:
+    lease = item.lease if isinstance(item, AssignIntent | RenewIntent) else None
+    return f" lease {lease.since_ms}+{lease.length_ms}" if lease else ""
 
 
 def told_intent(intent: Intent) -> str:
     words = [
         f"{type(item).__name__.removesuffix('Intent').lower()} {item.job}/{item.attempt}"
         + (f" gpus={list(item.gpus)}" if isinstance(item, AssignIntent) and item.gpus else "")
+        + told_lease(item)
         for item in intent.items
     ]
     return f"intent to {intent.node}, term {intent.term}: {', '.join(words)}"
@@ -237,6 +260,7 @@ class Stage:
 
     def do_submit(self, job: str, *settings: str) -> None:
         given = {key: int(value) for key, value in (word.split("=") for word in settings)}
+        given |= {"exclusive": True} if given.pop("exclusive", 0) else {}
         retry = Retry(max_attempts=given.pop("attempts", 3), backoff_ms=1_000)
         offset = len(self.records["queue.default"])
         self.records["queue.default"].append(
@@ -276,7 +300,7 @@ class Stage:
             attempts.append(AttemptView(job=job, attempt=int(attempt), phase=phase))  # type: ignore[arg-type]
         status = AttemptStatus(
             pool="main", node=node, incarnation=self.reader.nodes[node].incarnation, term=1,
-            full=True, attempts=tuple(attempts),
+            full=True, attempts=tuple(attempts), stamp_ms=NODE_CLOCK_MS + self.now,
         )  # fmt: skip
         for core in list(self.cores):
             self.step(core, e.StatusReported(status=status))

@@ -22,6 +22,7 @@ SEEDS = 100
 SEEDS_PER_TEST = 20
 FAILED_ONCE = (389,)
 """389: intents to a node that came back before its attempts were given up were dropped."""
+SEEDS_FOR_PLANT = 300
 SHARES_KIND = 40
 """Seeds whose coverage is looked at: enough for every kind of decision."""
 
@@ -73,7 +74,8 @@ def test_one_seed_is_one_history_whatever_the_hash_seed() -> None:
 def test_a_planted_bug_is_found(name: str) -> None:
     seed = PLANTS[name].seed
     assert seed is not None, "run simulate --plant and note the seed"
-    assert live(seed, plant=name).violation
+    # Every change of a core deals other histories; the seed says only where to look first.
+    assert any(live(one, plant=name).violation for one in (seed, *range(SEEDS_FOR_PLANT)))
 
 
 @pytest.mark.parametrize("name", [name for name, kind in PLANTS.items() if kind.why])

@@ -17,7 +17,11 @@ MIB: Final = 1024 * 1024
 ALL_LIMITS: Final[tuple[LimitName, ...]] = (
     "memory", "pids", "cpu", "network", "filesystem", "seccomp", "disk", "wall_time",
 )  # fmt: skip
-TIMING: Final = NodeTiming(report_ms=500, heartbeat_ms=250, lost_ms=3_000, resend_ms=200)
+TIMING: Final = NodeTiming(
+    report_ms=500, heartbeat_ms=250, lost_ms=3_000, resend_ms=200, exclusive_lease_ms=6_000
+)
+STAMPS_BEHIND_MS: Final = 900_000
+"""How far the clocks of nodes (since boot) are behind the coordinator's (epoch)."""
 
 
 def spec(job: str = "", **more: object) -> JobSpec:
@@ -204,12 +208,18 @@ class Hand:
     def status(
         self, node: str, *views: tuple[str, int, str], full: bool = True, incarnation: int = 1
     ) -> list[d.Decision]:
-        attempts = tuple(AttemptView(job=j, attempt=a, phase=p) for j, a, p in views)  # type: ignore[arg-type]
-        status = AttemptStatus(
-            pool="main", node=node, incarnation=incarnation, term=1, full=full, attempts=attempts
-        )
+        status = self.status_of(node, *views, full=full, incarnation=incarnation)
         self.step(e.StatusReported(status=status))
         return self.settle()
+
+    def status_of(
+        self, node: str, *views: tuple[str, int, str], full: bool = True, incarnation: int = 1
+    ) -> AttemptStatus:
+        attempts = tuple(AttemptView(job=j, attempt=a, phase=p) for j, a, p in views)  # type: ignore[arg-type]
+        return AttemptStatus(
+            pool="main", node=node, incarnation=incarnation, term=1, full=full, attempts=attempts,
+            stamp_ms=self.now - STAMPS_BEHIND_MS,
+        )  # fmt: skip
 
     def result(
         self, job: str, attempt: int = 1, outcome: Outcome = "succeeded", node: str = "n1"

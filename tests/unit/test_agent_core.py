@@ -61,17 +61,17 @@ def statuses(effects: tuple[Effect, ...]) -> list[tuple[str, int, str]]:
 
 def test_an_attempt_from_assign_to_forget() -> None:
     agent = core()
-    assert agent.step(intent(assign())) == (RunAttempt(assign(), 1),)
+    assert agent.step(intent(assign()), 0) == (RunAttempt(assign(), 1),)
     assert statuses(agent.flush()) == [("a", 1, "accepted")]
-    agent.step(AttemptRunning("a", 1))
+    agent.step(AttemptRunning("a", 1), 0)
     assert statuses(agent.flush()) == [("a", 1, "running")]
-    agent.step(AttemptEnded("a", 1))
+    agent.step(AttemptEnded("a", 1), 0)
     assert agent.live == ()
-    agent.step(ResultDelivered("a", 1))
+    agent.step(ResultDelivered("a", 1), 0)
     assert statuses(agent.flush()) == [("a", 1, "ended")]
     assert agent.flush() == ()
-    agent.step(intent(ForgetIntent(job="a", attempt=1)))
-    (beat,) = agent.step(HeartbeatDue())
+    agent.step(intent(ForgetIntent(job="a", attempt=1)), 0)
+    (beat,) = agent.step(HeartbeatDue(), 0)
     assert isinstance(beat, SendStatus)
     assert beat.status.full
     assert beat.status.attempts == ()
@@ -80,14 +80,14 @@ def test_an_attempt_from_assign_to_forget() -> None:
 def test_news_go_to_the_leader_that_spoke_last_and_full_lists_to_all() -> None:
     agent = core()
     assert not agent.has_news
-    agent.step(intent(assign()))
+    agent.step(intent(assign()), 0)
     assert agent.has_news
     (told,) = agent.flush()
     assert isinstance(told, SendStatus)
     assert (told.to, told.status.full) == ("c1", False)
-    agent.step(intent(assign("b"), term=0))
+    agent.step(intent(assign("b"), term=0), 0)
     assert agent.leader == "c1", "an older leader's intent is refused"
-    (beat,) = agent.step(HeartbeatDue())
+    (beat,) = agent.step(HeartbeatDue(), 0)
     assert isinstance(beat, SendStatus)
     assert (beat.to, beat.status.full) == ("", True)
     assert not agent.has_news
@@ -95,13 +95,13 @@ def test_news_go_to_the_leader_that_spoke_last_and_full_lists_to_all() -> None:
 
 def test_a_resent_assign_is_acknowledged_and_runs_nothing_twice() -> None:
     agent = core()
-    agent.step(intent(assign()))
+    agent.step(intent(assign()), 0)
     agent.flush()
-    assert agent.step(intent(assign())) == ()
+    assert agent.step(intent(assign()), 0) == ()
     assert statuses(agent.flush()) == [("a", 1, "accepted")]
-    agent.step(AttemptEnded("a", 1))
-    agent.step(ResultDelivered("a", 1))
-    assert agent.step(intent(assign(), term=2)) == (), "ended is remembered until forgotten"
+    agent.step(AttemptEnded("a", 1), 0)
+    agent.step(ResultDelivered("a", 1), 0)
+    assert agent.step(intent(assign(), term=2), 0) == (), "ended is remembered until forgotten"
 
 
 @pytest.mark.parametrize(
@@ -115,15 +115,15 @@ def test_a_resent_assign_is_acknowledged_and_runs_nothing_twice() -> None:
 )
 def test_fencing(received: IntentReceived, reason: str) -> None:
     agent = core()
-    agent.step(intent(assign(), term=5))
-    assert agent.step(received) == ()
+    agent.step(intent(assign(), term=5), 0)
+    assert agent.step(received, 0) == ()
     assert agent.refused_intents == {reason: 1}
     assert set(agent.known) == {("a", 1)}
 
 
 def test_what_the_node_cannot_enforce_is_refused_not_run() -> None:
     agent = core()
-    (effect,) = agent.step(intent(assign(require=("memory", "seccomp"))))
+    (effect,) = agent.step(intent(assign(require=("memory", "seccomp"))), 0)
     assert isinstance(effect, RefuseAttempt)
     assert "seccomp" in effect.detail
     assert agent.live == ()
@@ -131,33 +131,33 @@ def test_what_the_node_cannot_enforce_is_refused_not_run() -> None:
 
 def test_over_commitment_is_refused() -> None:
     agent = core()
-    agent.step(intent(assign("a", cpu=1500)))
-    (effect,) = agent.step(intent(assign("b", cpu=600)))
+    agent.step(intent(assign("a", cpu=1500)), 0)
+    (effect,) = agent.step(intent(assign("b", cpu=600)), 0)
     assert isinstance(effect, RefuseAttempt)
-    (gpu,) = agent.step(intent(assign("c", cpu=100, gpus=(1,))))
+    (gpu,) = agent.step(intent(assign("c", cpu=100, gpus=(1,))), 0)
     assert isinstance(gpu, RunAttempt)
-    (again,) = agent.step(intent(assign("d", cpu=100, gpus=(1,))))
+    (again,) = agent.step(intent(assign("d", cpu=100, gpus=(1,))), 0)
     assert isinstance(again, RefuseAttempt)
     agent.check_invariants()
 
 
 def test_cancel_kills_what_lives_and_nothing_else() -> None:
     agent = core()
-    agent.step(intent(assign()))
+    agent.step(intent(assign()), 0)
     cancel = intent(CancelIntent(job="a", attempt=1, why="asked"))
-    assert agent.step(cancel) == (KillAttempt("a", 1, "asked"),)
-    agent.step(AttemptEnded("a", 1))
-    assert agent.step(cancel) == ()
-    assert agent.step(intent(CancelIntent(job="zz", attempt=1, why="asked"))) == ()
+    assert agent.step(cancel, 0) == (KillAttempt("a", 1, "asked"),)
+    agent.step(AttemptEnded("a", 1), 0)
+    assert agent.step(cancel, 0) == ()
+    assert agent.step(intent(CancelIntent(job="zz", attempt=1, why="asked")), 0) == ()
 
 
 def test_an_impossible_transition_is_our_bug() -> None:
     agent = core()
     with pytest.raises(InvariantBrokenError, match="unknown"):
-        agent.step(AttemptRunning("a", 1))
-    agent.step(intent(assign()))
+        agent.step(AttemptRunning("a", 1), 0)
+    agent.step(intent(assign()), 0)
     with pytest.raises(InvariantBrokenError, match="accepted → ended"):
-        agent.step(ResultDelivered("a", 1))
+        agent.step(ResultDelivered("a", 1), 0)
 
 
 ITEMS = st.one_of(
@@ -176,7 +176,7 @@ def test_any_history_runs_each_attempt_once_and_never_overcommits(
     """Any order, repetition and mixture of terms; attempts end when the history says so."""
     agent, ran, forgotten, highest = core(), [], set(), 0
     for term, item, ends in history:
-        effects = agent.step(intent(item, term=term))
+        effects = agent.step(intent(item, term=term), 0)
         highest = max(highest, term)
         assert agent.term == highest
         assert not (effects and term < highest)
@@ -185,12 +185,12 @@ def test_any_history_runs_each_attempt_once_and_never_overcommits(
             forgotten.add((item.job, item.attempt))
         for effect in effects:
             if isinstance(effect, RefuseAttempt) or (isinstance(effect, RunAttempt) and ends):
-                agent.step(AttemptEnded(effect.assign.job, effect.assign.attempt))
-                agent.step(ResultDelivered(effect.assign.job, effect.assign.attempt))
+                agent.step(AttemptEnded(effect.assign.job, effect.assign.attempt), 0)
+                agent.step(ResultDelivered(effect.assign.job, effect.assign.attempt), 0)
         agent.check_invariants()
     for key in set(ran) - forgotten:
         assert ran.count(key) == 1
-    (beat,) = agent.step(HeartbeatDue())
+    (beat,) = agent.step(HeartbeatDue(), 0)
     assert isinstance(beat, SendStatus)
     phases = {(v.job, v.attempt): v.phase for v in beat.status.attempts}
     assert phases.keys() == agent.known.keys()

@@ -43,6 +43,7 @@ from idl.ledger import (
     Decision,
     Finished,
     Ingested,
+    LeaseAwaited,
     LedgerEntry,
     NodeSeen,
     Rejected,
@@ -212,6 +213,12 @@ BROKEN: list[tuple[str, str, Callable[[], list[Event]]]] = [
         1, 3, Assigned(job="a", attempt=1, node="n7", incarnation=9)))),
     ("room", "offers GPUs", lambda: with_entry(2, entry(
         1, 3, Assigned(job="a", attempt=1, node="n1", incarnation=9, gpus=(0,))))),
+    ("exclusive", "given up before its lease is over", lambda: with_entry(1, entry(
+        1, 2, SEEN, Ingested(queue="default", source=queued(0), job=replace(spec("a"),
+                             exclusive=True)),
+        Assigned(job="a", attempt=1, node="n1", incarnation=9, lease_ms=5),
+        LeaseAwaited(job="a", attempt=1, until_ms=1001),
+        Released(job="a", attempt=1, outcome="node_lost")))),
     ("results", "is not where the ledger says", lambda: without(
         good(), ResultFound, attempt=2)),
     ("results", "cannot be read", lambda: changed(

@@ -54,6 +54,11 @@ LINES: list[tuple[Decision, str]] = [
      "order by ops to remove coordinator c4 carried out"),
     (ledger.MembersChanged(version=1, members=(C4,), added="c4"),
      "membership 1: c4 added; coordinators are c4"),
+    (ledger.LeaseAwaited(job="j", attempt=1, until_ms=4_000),
+     "job j attempt 1 is given up; it is exclusive and its lease may last 3s more"),
+    (ledger.LeadConfirmed(leases=2), "c1 still leads; 2 exclusive attempts keep their lease"),
+    (ledger.Vacated(node="n1", incarnation=1, attempts=(("j", 1), ("k", 2))),
+     "node n1 no longer holds j attempt 1, k attempt 2"),
     (ledger.Waiting(job="j", code="NoNodes", message="no node"), "job j waits (NoNodes): no node"),
 ]  # fmt: skip
 

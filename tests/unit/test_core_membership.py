@@ -135,11 +135,11 @@ def test_an_agent_follows_newer_members_and_says_so() -> None:
             pool="main", node="n1", node_incarnation=7, term=term, leader="c1", items=(),
             members_version=version, members=peers(2, version),
         )  # fmt: skip
-        return list(core.step(IntentReceived(intent)))
+        return list(core.step(IntentReceived(intent), 0))
 
     assert told(3) == [FollowMembers(peers(2, 3))]
     assert told(3) == told(2) == []
     core.term = 5
     assert told(9, term=4) == [], "an older term is refused, whatever it says"
-    (effect,) = core.step(HeartbeatDue())
+    (effect,) = core.step(HeartbeatDue(), 0)
     assert isinstance(effect, SendStatus) and effect.status.members_version == 3

@@ -54,6 +54,31 @@ def test_a_node_back_from_the_dead_is_told_to_end_what_is_not_current() -> None:
     assert [(type(i), i.attempt) for i in hand.intents()] == [(ForgetIntent, 1)]
 
 
+def test_an_attempt_given_up_holds_its_room_until_its_node_vacates_it() -> None:
+    hand = with_running_job(cpu=2_000, retry=RETRY_FAST)
+    hand.pass_ms(TIMING.lost_ms, 250)
+    hand.node(seen("n2"))
+    hand.pass_ms(500, 100)
+    hand.status("n2", ("a", 2, "running"))
+    hand.node()
+    hand.submit(spec("b", cpu=2_000))
+    hand.status("n1", ("a", 1, "running"))
+    assert hand.state.nodes["n1"].free_cpu_millis == 0
+    assert hand.state.jobs["b"].node == "", "it would be refused by the node"
+    decisions = hand.status("n1", ("a", 1, "ended"))
+    assert names(decisions)[:1] == ["Vacated"]
+    assert hand.state.jobs["b"].node == "n1"
+    hand.state.check_invariants()
+
+
+def test_a_new_incarnation_holds_nothing_that_was_given_up() -> None:
+    hand = with_running_job(cpu=2_000, retry=RETRY_FAST)
+    hand.pass_ms(TIMING.lost_ms, 250)
+    hand.node(seen(incarnation=2))
+    assert hand.state.nodes["n1"].given_up == {}
+    assert hand.state.nodes["n1"].free_cpu_millis == 2_000 * (hand.state.jobs["a"].node == "")
+
+
 def test_a_restarted_agent_gives_up_what_it_does_not_list() -> None:
     hand = with_running_job(retry=RETRY_FAST)
     hand.node(seen(incarnation=2))
