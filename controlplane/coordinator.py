@@ -1,4 +1,4 @@
-"""The coordinator process: the one driver of the two cores. Events in, effects out.
+"""A pool's coordinator: the one driver of the two cores. Events in, effects out.
 
 Nothing is decided here. Election and Coordinator are pure (`controlplane.core`); this file reads
 clocks, DDS and Kafka, hands them facts, and performs what they order, in that order.
@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections import deque
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +21,11 @@ from controlplane.core import events as ev
 from controlplane.core.catchup import CatchUp
 from controlplane.core.coordinator import Coordinator, Role
 from controlplane.core.election import Election, ElectionTiming, Member, Standing
-from controlplane.hints import Hints, require_alone
+from controlplane.hints import require_alone
 from controlplane.intake import Intake, IntakeEvent, Partitions
 from controlplane.metrics import Metrics
 from controlplane.priority import Timing, choose_timing, raise_priority
+from controlplane.process import CoordinatorProcess, check_pools
 from controlplane.snapshots import SnapshotKeeper
 from dataplane.crew import Crew
 from dataplane.dead_letter import fetch_original, write_dead_letter
@@ -50,7 +52,6 @@ from idl.control import (
     NodeReport,
 )
 from idl.dds import topics
-from idl.dds.link import ControlLink
 from idl.errors import OutriderError, PlatformFaultError
 from idl.ids import CoordinatorId, Incarnation, scheduler_role
 from idl.ledger import LedgerEntry
@@ -61,37 +62,38 @@ from idl.topics import TopicNames
 
 BACKLOG_EVERY_S: Final = 1.0
 """How often the leader asks Kafka for the ends of the queues (queue depth, metrics)."""
-HAND_OVER_S: Final = 0.3
-"""After SIGTERM a leader announces that it steps down and gives the announcement time to leave."""
 PARTITIONS_S: Final = 5.0
 """For a broker's answer about its topics, at start."""
 DEAD_LETTER_RETRY_S: Final = 1.0
 PROBE_TIMEOUT_S: Final = 1.0
 """A broker that answers does so in milliseconds."""
-NO_MEMBER: Final = "this coordinator is no member (any more): it does not stand and does not vote"
+NO_MEMBER: Final = "this coordinator is no member (any more): it neither stands nor votes in pool "
 
 log = logging.getLogger("coordinator")
 
 
-class CoordinatorProcess:
-    """One coordinator. Construct, then `run`."""
+class PoolCoordinator:
+    """One pool in one process (`controlplane.process`), which may serve others beside it."""
 
     def __init__(
         self,
         settings: ClusterSettings,
         name: str,
+        incarnation: Incarnation,
         timing: Timing,
         readiness: Readiness,
-        key_file: str = "",
+        process: CoordinatorProcess,
         config: Path | None = None,
     ) -> None:
         """`config`: the cluster file, for the processes that write snapshots; None: none are."""
+        self._process, self._link = process, process.link
+        self._needs = f"ledger of {settings.pool}"
+        readiness.need(self._needs)
         self._settings = settings
         self._own = settings.coordinator(name)
         self._readiness = readiness
         self._config = config
         self._epoch_offset_ms = now_ms() - monotonic_ms()
-        incarnation = Incarnation(new_incarnation())
         self._role = scheduler_role(settings.pool)
         self._election = Election(
             self._role,
@@ -112,46 +114,32 @@ class CoordinatorProcess:
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self._catch_up = CatchUp()
-        self._hints = Hints(self._own, settings.coordinators, self._peer_gone)
-        self._link = ControlLink(
-            settings,
-            name,
-            incarnation,
-            own_port=self._own.dds_port,
-            reads=(
-                topics.BALLOT,
-                topics.BALLOT_REPLY,
-                topics.BEACON,
-                topics.ATTEMPT_STATUS,
-                topics.NODE_REPORT,
-            ),
-            writes=(
-                topics.BALLOT,
-                topics.BALLOT_REPLY,
-                topics.BEACON,
-                topics.INTENT,
-                topics.QUEUE_STATE,
-            ),
-            receive=self._hear,
-            now_ms=now_ms,
-            key_file=key_file,
-        )
+        self._opened: list[Callable[[], Awaitable[None]]] = []
+
+    @property
+    def settings(self) -> ClusterSettings:
+        """Its cluster file."""
+        return self._settings
 
     def _now(self) -> int:
         """Epoch ms that never go back within this process (see `controlplane.core.events`)."""
         return self._epoch_offset_ms + monotonic_ms()
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Runs until `stopping`. Raises OutriderError where the process cannot go on."""
+    async def open(self, crew: Crew, stopping: asyncio.Event) -> None:
+        """Reads its ledger up to where it ends now, from the newest snapshot; waits for Kafka until
+        `stopping`. Raises OutriderError where the process cannot go on."""
         loop = asyncio.get_running_loop()
-        self._crew = Crew()
+        self._crew = crew
         kafka = self._settings.kafka
         patiently = Patience(kafka, self._readiness, stopping)
         partitions = await patiently(lambda: asyncio.to_thread(partitions_of, self._settings))
         await patiently(self._recover)
         self._producer = RecordProducer(kafka, name="coordinator")
+        self._opened.append(self._producer.aclose)
         self._writer = LedgerWriter(kafka, self._settings.pool)
+        self._opened.append(self._writer.aclose)
         self._intake = Intake(kafka, partitions, self._take_in, self._crew.fail)
+        self._opened.append(self._end_intake)
         self._reader = LedgerReader(
             kafka,
             self._settings.pool,
@@ -161,22 +149,18 @@ class CoordinatorProcess:
             on_error=self._crew.fail,
             on_stall=self._ledger_stalled,
         )
+        self._opened.append(self._reader.aclose)
         self._reader.start()
         self._intake.warm_up()
         self._catch_up.goal = await patiently(self._reader.end_offset)
-        self._link.start()
+
+    def begin(self) -> None:
+        """The link hears: takes part in the election."""
         self._note_progress()
-        self._crew.spawn(self._link.mind_peers())
-        self._crew.spawn(self._hints.run())
         self._crew.spawn(self._measure_backlog())
         if self._config is not None:
             self._crew.spawn(self._keeper(self._config).run())
         self._pump()
-        try:
-            await self._crew.until(stopping)
-            await self._hand_over()
-        finally:
-            await self._close()
 
     async def _recover(self) -> None:
         """Goes on from the newest good snapshot; before DDS, for nobody waits for us yet."""
@@ -204,25 +188,27 @@ class CoordinatorProcess:
             lambda written: self._metrics.snapshot(written.next_offset, written.took_ms),
         )
 
-    async def _hand_over(self) -> None:
-        log.info("stopping")
-        if self._election.standing is Standing.LEADER:
+    def step_down(self) -> bool:
+        """Gives the role up; True where it had it."""
+        leads = self._election.standing is Standing.LEADER
+        if leads:
             self._to_election(ev.StepDown(reason="shutdown"))
-            await asyncio.sleep(HAND_OVER_S)
+        return leads
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """Ends what `open` began."""
         if self._timer is not None:
             self._timer.cancel()
-        self._crew.cancel()
+        while self._opened:
+            await self._opened.pop()()
+
+    async def _end_intake(self) -> None:
         self._intake.end()
-        self._link.close()
-        await self._reader.aclose()
-        await self._writer.aclose()
-        await self._producer.aclose()
 
     # --- facts in -----------------------------------------------------------------------------
 
-    def _hear(self, bodies: list[ControlBody]) -> None:
+    def hear(self, bodies: list[ControlBody]) -> None:
+        """What the process heard for this pool."""
         for body in bodies:
             match body:
                 case Ballot():
@@ -252,8 +238,8 @@ class CoordinatorProcess:
 
     def _note_progress(self) -> None:
         caught_up = self._catch_up.done
-        if caught_up and "ledger" in self._readiness.needed:
-            self._readiness.have("ledger")
+        if caught_up and self._needs in self._readiness.needed:
+            self._readiness.have(self._needs)
             log.info("caught up with the ledger", extra={"offset": self._catch_up.applied})
         self._work.append(
             (
@@ -274,7 +260,8 @@ class CoordinatorProcess:
         self._work.extend(("core", event) for event in events)
         self._pump()
 
-    def _peer_gone(self, peer: str) -> None:
+    def peer_gone(self, peer: str) -> None:
+        """A hint: `peer`'s process is gone."""
         self._to_election(ev.PeerGone(peer=peer))
 
     def _to_election(self, event: ev.ElectionEvent) -> None:
@@ -305,7 +292,7 @@ class CoordinatorProcess:
             self._crew.fail(error)
         finally:
             self._pumping = False
-        self._metrics.observe(self._core, self._link.counts())
+        self._metrics.observe(self._core, self._process.refused(self))
         self._arm()
 
     def _arm(self) -> None:
@@ -335,14 +322,14 @@ class CoordinatorProcess:
             case ev.SendBeacon(beacon=beacon):
                 self._link.send(topics.BEACON, beacon, beacon.term)
             case ev.TakeRole(term=term, why=why):
-                log.info("elected", extra={"term": term, "why": why})
+                log.info("elected", extra={"role": self._role, "term": term, "why": why})
                 self._work.append(("core", ev.RoleWon(term=term, why=why)))
             case ev.ProbeLedger():
                 self._crew.spawn(self._probe())
             case ev.ShowVoters(voters=voters):
                 self._work.append(("core", ev.VotersHeard(voters=voters)))
             case ev.LoseRole(reason=reason):
-                log.info("no longer elected", extra={"reason": reason})
+                log.info("no longer elected", extra={"role": self._role, "reason": reason})
                 self._work.append(("core", ev.RoleLost(reason=reason)))
 
     def _adopt(self, version: int, members: Members) -> None:
@@ -351,12 +338,12 @@ class CoordinatorProcess:
         names = [peer.name for peer in members]
         log.info("membership", extra={"version": version, "members": names})
         if self._own.name in names:
-            self._readiness.have(NO_MEMBER)
+            self._readiness.have(NO_MEMBER + self._settings.pool)
         else:
-            log.warning(NO_MEMBER, extra={"hint": "`outrider members add` makes it one"})
-            self._readiness.need(NO_MEMBER)
-        self._hints.follow(members)
-        self._link.follow(members)
+            no_member = NO_MEMBER + self._settings.pool
+            log.warning(no_member, extra={"hint": "`outrider members add` makes it one"})
+            self._readiness.need(no_member)
+        self._process.follow(self._settings.pool, members)
         self._work.append(("election", ev.MembersAdopted(version=version, members=members)))
 
     def _perform(self, effect: ev.CoordinatorEffect) -> None:
@@ -383,7 +370,7 @@ class CoordinatorProcess:
             case ev.AdoptMembers(version=version, members=members):
                 self._adopt(version, members)
             case ev.Leading(term=term):
-                log.info("leading", extra={"term": term})
+                log.info("leading", extra={"role": self._role, "term": term})
             case ev.ShowDivergence(reason=reason):
                 log.error("state differs from the leader's", extra={"reason": reason})
                 self._readiness.need(f"a restart: {reason}")
@@ -469,7 +456,10 @@ def partitions_of(settings: ClusterSettings) -> Partitions:
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="outrider-coordinator", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="cluster file")
+    parser.add_argument(
+        "--config", type=Path, required=True, action="append",
+        help="cluster file; several for several pools that this process serves",
+    )  # fmt: skip
     parser.add_argument("--name", required=True, help="which coordinator of the file this is")
     parser.add_argument(
         "--key-file", default="", help="its Ed25519 key (default: NAME.key beside the secret file)"
@@ -486,22 +476,25 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging(options.name, options.log_level)
 
     async def serve(stopping: asyncio.Event) -> None:
-        settings = load_cluster(options.config, os.environ)
-        require_alone(settings.coordinator(options.name))
+        files = [load_cluster(path, os.environ) for path in options.config]
+        settings, name = files[0], options.name
+        check_pools(files, name)
+        require_alone(settings.coordinator(name))
         timing = choose_timing(
             raise_priority(realtime=settings.election.realtime), settings.election
         )
         log.info("election timing", extra=timing._asdict())
         if len(settings.coordinators) == 1:
             log.warning("one coordinator alone: not redundant")
-        readiness = Readiness({"ledger"})
+        readiness = Readiness()
+        incarnation = Incarnation(new_incarnation())
+        process = CoordinatorProcess(files, name, incarnation, options.key_file)
+        for file, path in zip(files, options.config, strict=True):
+            process.add(PoolCoordinator(file, name, incarnation, timing, readiness, process, path))
         stop_metrics = None
         if options.metrics_port:
             stop_metrics = serve_metrics(options.metrics_address, options.metrics_port, readiness)
         try:
-            process = CoordinatorProcess(
-                settings, options.name, timing, readiness, options.key_file, options.config
-            )
             await process.run(stopping)
         finally:
             if stop_metrics is not None:

@@ -1,43 +1,55 @@
 """Prometheus metrics of a coordinator: what an operator watches, read off the cores' state."""
 
+import functools
+
 from prometheus_client import Counter, Gauge
 
 from controlplane.core.coordinator import Coordinator, Role
 from idl.control import QueueState
 
 
+@functools.cache
+def _gauge(name: str, about: str, labels: tuple[str, ...] = ("coordinator", "pool")) -> Gauge:
+    """One of a name in a process, whatever number of pools it serves."""
+    return Gauge(name, about, labels)
+
+
+@functools.cache
+def _counter(name: str, about: str, labels: tuple[str, ...]) -> Counter:
+    return Counter(name, about, labels)
+
+
 class Metrics:
-    """One set per process."""
+    """One set per pool of the process."""
 
     def __init__(self, name: str, pool: str) -> None:
         labels = {"coordinator": name, "pool": pool}
-        names = list(labels)
-        self._term = Gauge("outrider_term", "Highest valid term applied.", names).labels(**labels)
-        self._leading = Gauge("outrider_leading", "1 while this process leads.", names).labels(
+        self._term = _gauge("outrider_term", "Highest valid term applied.").labels(**labels)
+        self._leading = _gauge("outrider_leading", "1 while this process leads.").labels(**labels)
+        self._offset = _gauge("outrider_ledger_offset", "Next ledger offset to apply.").labels(
             **labels
         )
-        self._offset = Gauge(
-            "outrider_ledger_offset", "Next ledger offset to apply.", names
+        self._stalled = _gauge(
+            "outrider_kafka_stalled", "1 while the ledger takes no appends."
         ).labels(**labels)
-        self._stalled = Gauge(
-            "outrider_kafka_stalled", "1 while the ledger takes no appends.", names
+        self._stalled_since = _gauge(
+            "outrider_kafka_stalled_since_seconds", "When it began (epoch); 0 for no stall."
         ).labels(**labels)
-        self._stalled_since = Gauge(
-            "outrider_kafka_stalled_since_seconds", "When it began (epoch); 0 for no stall.", names
-        ).labels(**labels)
-        self._refused = Counter(
-            "outrider_control_messages_refused", "Refused control messages.", [*names, "reason"]
+        self._refused = _counter(
+            "outrider_control_messages_refused", "Refused control messages.",
+            (*labels, "reason"),
+        )  # fmt: skip
+        self._depth = _gauge(
+            "outrider_queue_jobs", "Jobs by queue and state.", ("pool", "queue", "state")
         )
-        self._depth = Gauge("outrider_queue_jobs", "Jobs by queue and state.", ["queue", "state"])
-        self._diverged = Gauge(
-            "outrider_state_diverged", "1 where this state differs from a leader's.", names
+        self._diverged = _gauge(
+            "outrider_state_diverged", "1 where this state differs from a leader's."
         ).labels(**labels)
-        self._snapshot_offset = Gauge(
-            "outrider_snapshot_ledger_offset", "Of the last snapshot this process had written.",
-            names,
-        ).labels(**labels)  # fmt: skip
-        self._snapshot_seconds = Gauge(
-            "outrider_snapshot_seconds", "How long writing it took.", names
+        self._snapshot_offset = _gauge(
+            "outrider_snapshot_ledger_offset", "Of the last snapshot this process had written."
+        ).labels(**labels)
+        self._snapshot_seconds = _gauge(
+            "outrider_snapshot_seconds", "How long writing it took."
         ).labels(**labels)
         self._labels = labels
         self._counted: dict[str, int] = {}
@@ -66,6 +78,6 @@ class Metrics:
 
     def queue(self, state: QueueState) -> None:
         """One queue as the leader published it."""
-        self._depth.labels(state.queue, "pending").set(state.pending)
-        self._depth.labels(state.queue, "running").set(state.running)
-        self._depth.labels(state.queue, "unread").set(state.unread)
+        self._depth.labels(state.pool, state.queue, "pending").set(state.pending)
+        self._depth.labels(state.pool, state.queue, "running").set(state.running)
+        self._depth.labels(state.pool, state.queue, "unread").set(state.unread)

@@ -109,7 +109,7 @@ class SnapshotSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A cluster: one pool in this version."""
+    """One pool of a cluster. A coordinator process may be given the files of several pools."""
 
     cluster: str = "outrider"
     pool: PoolName = PoolName("main")
