@@ -298,7 +298,9 @@ class AgentCore:
         if refusal:
             self.refused_intents[refusal] = self.refused_intents.get(refusal, 0) + 1
             return ()
-        self.term, self.leader = intent.term, intent.leader
+        self.term = intent.term
+        if not intent.members:  # of members standbys tell, too
+            self.leader = intent.leader
         effects = [self._take_item(item) for item in intent.items]
         if intent.members and intent.members_version > self.members_version:
             self.members_version = intent.members_version

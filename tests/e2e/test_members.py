@@ -23,8 +23,10 @@ from outrider.client.view import LedgerView
 from outrider.local import machine
 from outrider.local.cluster import LocalCluster, LocalOptions
 
-pytestmark = pytest.mark.timeout(180)
-WAIT_S = 40
+pytestmark = pytest.mark.timeout(400)
+WAIT_S = 60
+JOBS = 2
+"""Of the load one in forty runs a program: a busy machine ends one in two seconds."""
 
 
 @pytest.fixture
@@ -152,7 +154,7 @@ def test_three_become_four_and_three_again_without_a_restart(
     until(cluster, "c4 was not elected", "c4")
     done = finished(cluster)
     deadline = time.monotonic() + WAIT_S
-    while finished(cluster) < done + 20:
+    while finished(cluster) < done + JOBS:
         assert time.monotonic() < deadline, "no job finishes under the new member"
         time.sleep(0.3)
 
@@ -170,7 +172,7 @@ def test_three_become_four_and_three_again_without_a_restart(
     assert fourth.stop() == 0
     done = finished(cluster)
     deadline = time.monotonic() + WAIT_S
-    while finished(cluster) < done + 20:
+    while finished(cluster) < done + JOBS:
         assert time.monotonic() < deadline, "no job finishes after the removal"
         time.sleep(0.3)
     assert leads(cluster) == (leader, term), "an end of a stranger deposes nobody"

@@ -139,6 +139,7 @@ def test_an_agent_follows_newer_members_and_says_so() -> None:
 
     assert told(3) == [FollowMembers(peers(2, 3))]
     assert told(3) == told(2) == []
+    assert core.leader == "", "a standby may have told: it says nothing about who leads"
     core.term = 5
     assert told(9, term=4) == [], "an older term is refused, whatever it says"
     (effect,) = core.step(HeartbeatDue(), 0)
