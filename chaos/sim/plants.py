@@ -362,23 +362,13 @@ class LeaseFromReceipt(Plant):
     """The node takes the length of a lease and begins to count when the message reaches it."""
 
     what = "a renewal is counted from its receipt"
-    seed = 164
+    seed = 6
 
     def patches(self) -> list[tuple[Any, str, Any]]:
         def generous(self: AgentCore, lease: Lease | None) -> int:
             return self._now_ms + lease.length_ms if lease else 0
 
         return [(AgentCore, "_lease_end", generous)]
-
-
-class RoomGivenTwice(Plant):
-    """The room of attempts given up is offered at once, as if their node had ended them."""
-
-    what = "a node that comes back is given work beside attempts that it still runs"
-    seed = 134
-
-    def patches(self) -> list[tuple[Any, str, Any]]:
-        return [(Node, "give_up", Node.release)]
 
 
 def _replace(target: Any, name: str, value: Any) -> None:
@@ -404,6 +394,5 @@ PLANTS: Final[dict[str, type[Plant]]] = {
     "gpu-given-twice": GpuGivenTwice,
     "lease-ignored-on-release": LeaseIgnoredOnRelease,
     "lease-from-receipt": LeaseFromReceipt,
-    "room-given-twice": RoomGivenTwice,
 }
 """By the name that `simulate --plant` takes."""
