@@ -88,8 +88,10 @@ from node_agent.report import (
 from node_agent.runner import AttemptRunner, RunnerPorts
 from node_agent.sandbox.plan import SandboxUnavailable
 from node_agent.sandbox.settings import (
+    BACKENDS,
     ORPHAN_GRACE_S,
     VISIBLE_PATHS,
+    Backend,
     SandboxSettings,
     interpreter_paths,
 )
@@ -423,6 +425,7 @@ def sandbox_settings(
     orphan_grace_s: float,
     allow_host_network: bool = False,
     mounts: tuple[str, ...] = (),
+    backend: Backend = "native",
 ) -> SandboxSettings:
     """This agent's sandboxes: jobs may also run the interpreter that runs the agent.
 
@@ -431,6 +434,7 @@ def sandbox_settings(
     seen = tuple(f"{path}/" for path in VISIBLE_PATHS)
     name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{settings.cluster}-{node}")
     return SandboxSettings(
+        backend=backend,
         instance=name,
         extra_ro_paths=(
             *interpreter_paths(),
@@ -474,7 +478,7 @@ async def open_kept(
         journal = Journal(state.journal, origin)
         state.tidy({sandbox_key(*k) for k, e in journal.state.entries.items() if not e.delivered})
         sandboxes = sandbox_settings(
-            settings, node, devices, grace_s, options.allow_host_network, mounts
+            settings, node, devices, grace_s, options.allow_host_network, mounts, options.sandbox
         )
         keeper, adopted = await LauncherKeeper.open(sandboxes, state.path)
     except SandboxUnavailable as error:
@@ -526,6 +530,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--allow-host-network",
         action="store_true",
         help="let jobs of the profile `network` use this machine's network",
+    )
+    parser.add_argument(
+        "--sandbox",
+        choices=BACKENDS,
+        default="native",
+        help="who carries jobs out: our own launcher (default), or a container runtime (as root)",
     )
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
@@ -582,6 +592,8 @@ def main(argv: list[str] | None = None) -> int:
         try:
             for limit, why in kept.keeper.current.enforcement.missing.items():
                 log.warning("limit not enforced", extra={"limit": limit, "reason": why})
+            for note in kept.keeper.current.enforcement.notes:
+                log.info("sandbox", extra={"note": note})
             agent = Agent(settings, options.name, offer, topology, readiness, kept, devices)
             await agent.run(stopping, leaving.asked)
         finally:

@@ -174,7 +174,7 @@ def build_report(
         missing={
             limit.value: why for limit, why in enforcement.missing.items() if limit not in enforced
         },
-        sandbox=f"native, {enforcement.mode}, cgroup {enforcement.cgroup}",
+        sandbox=f"{enforcement.backend}, {enforcement.mode}, cgroup {enforcement.cgroup}",
         labels=offer.labels,
         topology=parts,
         simulated=bool(offer.profile),

@@ -111,7 +111,15 @@ class Group:
         return True
 
 
-class JobCgroup:
+class Remains:
+    """What is left of a job once it is dead."""
+
+    def remove(self) -> bool:
+        """One try, without waiting. True once nothing is left."""
+        raise NotImplementedError
+
+
+class JobCgroup(Remains):
     """The directories of one job. Never reused: a killed one also kills whoever enters later."""
 
     def __init__(
@@ -434,7 +442,7 @@ def sweep(base_fd: int) -> list[str]:
             continue  # removed by its owner meanwhile, not a group, or another user's
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _remove_dead(base_fd, name, fd):
+            if remove_dead(base_fd, name, fd):
                 swept.append(name)
         except BlockingIOError:
             continue  # its launcher lives
@@ -443,7 +451,8 @@ def sweep(base_fd: int) -> list[str]:
     return swept
 
 
-def _remove_dead(base_fd: int, name: str, fd: int) -> bool:
+def remove_dead(base_fd: int, name: str, fd: int) -> bool:
+    """Kill and remove all below ``name``, for a bounded time. True once it is gone."""
     deadline = time.monotonic() + SWEEP_S_MAX
     while True:
         for job in os.listdir(fd):

@@ -41,7 +41,7 @@ RESULT_NAME = "result"
 # Jobs are the first to go when the host itself is out of memory; raising needs no privilege.
 OOM_SCORE_ADJ = "600"
 # A job may queue this many signals; the per-user default follows the host's memory.
-_SIGNALS_PENDING_MAX = 4096
+SIGNALS_PENDING_MAX = 4096
 _EXIT_SETUP_FAILED = 125
 # Messages of init to the launcher: one letter, then text.
 READY, STARTED, ENDED, FAILED, NOT_EXECUTED = "R", "S", "E", "F", "X"
@@ -472,7 +472,7 @@ def _rlimits(command: _Command) -> None:
         resource.RLIMIT_NOFILE: max(_STDIO_COUNT, command.open_files_max),
         resource.RLIMIT_NPROC: command.pids_max + 1,  # init counts, too
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_SIGPENDING: _SIGNALS_PENDING_MAX,
+        resource.RLIMIT_SIGPENDING: SIGNALS_PENDING_MAX,
         resource.RLIMIT_RTPRIO: 0,
         resource.RLIMIT_NICE: 0,
     }

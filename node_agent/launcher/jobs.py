@@ -26,7 +26,7 @@ from _socket import (
 )
 
 from node_agent.launcher import child, kernel, usage
-from node_agent.launcher.cgroups import JobCgroup, Tree
+from node_agent.launcher.cgroups import JobCgroup, Remains, Tree
 from node_agent.launcher.child import JobSpec, Shape, Shared
 from node_agent.launcher.limits import Limits
 from node_agent.launcher.looks import NO_LOOKS, Looks
@@ -78,6 +78,11 @@ class Job:
         self.started = False
         self.ended_at = 0.0
         self.usage_cpu_us = self.usage_rss_bytes = 0
+
+    @property
+    def remains(self) -> Remains:
+        """To be removed after its end."""
+        return self.cgroup
 
     # --- starting -----------------------------------------------------------------------------
     def launch(self, shared: Shared, ids: tuple[int, int]) -> None:

@@ -28,7 +28,7 @@ from _socket import (
 )
 
 from node_agent.launcher import jobs, kernel, probe, setup, wire
-from node_agent.launcher.cgroups import JobCgroup
+from node_agent.launcher.cgroups import Remains
 from node_agent.launcher.child import JobSpec, Shape
 from node_agent.launcher.jobs import Job
 from node_agent.launcher.kept import Feed, Kept, Outputs, detached
@@ -91,7 +91,7 @@ class Launcher:
                 self._poll.register(fd, select.EPOLLIN)
         self._free_slots = list(range(_slots(settings)))
         self._sequence = 0
-        self._dying: list[JobCgroup] = []
+        self._dying: list[Remains] = []
         # Answers the agent has not taken yet: a few a job at most, and jobs are bounded by slots.
         # The descriptors belong to ``_kept`` and ``_outputs``, until the agent says forget.
         self._outbox: list[tuple[bytes, tuple[int, ...]]] = []
@@ -118,7 +118,7 @@ class Launcher:
                     if job.looks.for_idleness and self._outputs[job.key].moved():
                         job.looks.output = True
                     job.on_time(now)
-            self._dying = [cgroup for cgroup in self._dying if not cgroup.remove()]
+            self._dying = [left for left in self._dying if not left.remove()]
             if self._doors.agent is not None and not self._closing:
                 self._prepare()
             if now >= self._orphan_ends_at and not self._closing:
@@ -417,6 +417,10 @@ class Launcher:
             return
         if job.started and not announced:
             self._announce(job)
+        self._conclude(job, ended)
+
+    def _conclude(self, job: Job, ended: int) -> None:
+        """Its end is told, its result taken, its place freed."""
         outcome = job.outcome(ended)
         result_fd, outcome["result_refused"] = job.open_result()
         if result_fd >= 0 and self._doors.agent is None:
@@ -431,8 +435,8 @@ class Launcher:
         for fd in (job.pidfd, job.cgroup.oom_event_fd, control):
             self._forget_fd(fd)
         job.close()
-        if not job.cgroup.remove():
-            self._dying.append(job.cgroup)
+        if not job.remains.remove():
+            self._dying.append(job.remains)
         self._free_slots.append(job.slot)
 
     def _end(self, key: str, outcome: dict[str, object], fds: tuple[int, int]) -> None:
@@ -473,7 +477,7 @@ class Launcher:
     def _remove_all(self) -> None:
         deadline = time.monotonic() + _CLOSE_S_MAX
         while self._dying and time.monotonic() < deadline:
-            self._dying = [cgroup for cgroup in self._dying if not cgroup.remove()]
+            self._dying = [left for left in self._dying if not left.remove()]
             time.sleep(_REMOVE_AGAIN_S)
         self._env.tree.remove()
 
@@ -497,6 +501,15 @@ class Launcher:
         outcome["notes"] = os.read(notes, MESSAGE_BYTES_MAX).decode("utf-8", "replace")
         os.close(notes)
         return outcome
+
+    @staticmethod
+    def set_up(settings: dict[str, object], slots: int, agent_pid: int) -> setup.Environment:
+        """Once, before there is a launcher. Raises StepError."""
+        return setup.prepare(settings, slots, agent_pid)
+
+    def describe(self, outcome: dict[str, object]) -> dict[str, object]:
+        """The first message to an agent: what this launcher holds, as its self-test found it."""
+        return _hello(self._env, outcome)
 
 
 def _slots(settings: dict[str, object]) -> int:
@@ -537,7 +550,11 @@ def _many_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def main(agent_fd: int, listener_fd: int) -> int:
+def main(
+    agent_fd: int,
+    listener_fd: int,
+    kind: type[Launcher] = Launcher,
+) -> int:
     """Entry point: read the settings, set up, probe, serve. ``listener_fd``: -1 for none."""
     agent = socket(AF_UNIX, SOCK_SEQPACKET, 0, agent_fd)
     os.set_inheritable(agent_fd, False)
@@ -556,14 +573,14 @@ def main(agent_fd: int, listener_fd: int) -> int:
             raise StepError("machine", OSError(errno.ENOSYS, os.uname().machine))
         _many_descriptors()
         stop_fd = kernel.signalfd(signal.SIGTERM)
-        env = setup.prepare(settings, _slots(settings), os.getppid())
+        env = kind.set_up(settings, _slots(settings), os.getppid())
     except (StepError, OSError) as error:
         step = error.step if isinstance(error, StepError) else "set-up"
         answer = {"op": "unavailable", "step": step, "errno": error.errno, "detail": str(error)}
         agent.send(wire.dumps(answer))
         return 1
     doors = Doors(agent, listener, stop_fd)
-    launcher = Launcher(doors, env, settings)
+    launcher = kind(doors, env, settings)
     try:
         outcome = launcher.probe_job(settings["probe"])
     except OSError as error:
@@ -572,7 +589,7 @@ def main(agent_fd: int, listener_fd: int) -> int:
     gc.collect()
     gc.freeze()
     gc.disable()
-    launcher.hello = wire.dumps({**_hello(env, outcome), "build": settings["build"]})
+    launcher.hello = wire.dumps({**launcher.describe(outcome), "build": settings["build"]})
     launcher.greet()
     launcher.run()
     return 0

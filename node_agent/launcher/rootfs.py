@@ -99,20 +99,9 @@ class _Source:
 def build(spec: RootSpec, passwd: str, group: str) -> None:
     """Build the root and pivot into it. The mount namespace must already be private to us."""
     kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
-    sources = [_Source(path) for path in spec.visible if os.path.lexists(path)]
-    etc_dirs = [f"/etc/{name}" for name in spec.etc if os.path.isdir(f"/etc/{name}")]
-    sources += [_Source(path) for path in etc_dirs]
-    sources += [_Source(path) for path in spec.extra_ro]  # a missing one is an error
     root = STAGING
-    tmpfs_flags = kernel.MS_NOSUID | kernel.MS_NODEV
-    kernel.mount("outrider", root, "tmpfs", tmpfs_flags, _ROOT_TMPFS)
-    for source in sources:
-        source.place(root)
-    _etc(root, spec.etc, passwd, group)
-    for path in spec.hidden:
-        _hide(root + path)
-    for name in ("proc", "work", "tmp", "dev", "old-root"):
-        _make_directory(f"{root}/{name}")
+    assemble(spec, root, passwd, group)
+    _make_directory(f"{root}/old-root")
     make_dev(f"{root}/dev", "/dev", list(DEVICE_NODES))
     _stage_devices(root, spec.devices)
     # Kept so that a new proc may be mounted from a user namespace (the kernel wants to see one that
@@ -126,6 +115,23 @@ def build(spec: RootSpec, passwd: str, group: str) -> None:
     os.rmdir("/old-root")
     # Without root the job's uid owns these filesystems: only read-only mounts keep it from writing.
     kernel.mount_setattr(kernel.AT_FDCWD, "/", kernel.AT_RECURSIVE, kernel.MOUNT_ATTR_RDONLY)
+
+
+def assemble(spec: RootSpec, root: str, passwd: str, group: str) -> None:
+    """Mount at ``root`` what the jobs shall see of the host, with places for what each job adds."""
+    sources = [_Source(path) for path in spec.visible if os.path.lexists(path)]
+    etc_dirs = [f"/etc/{name}" for name in spec.etc if os.path.isdir(f"/etc/{name}")]
+    sources += [_Source(path) for path in etc_dirs]
+    sources += [_Source(path) for path in spec.extra_ro]  # a missing one is an error
+    tmpfs_flags = kernel.MS_NOSUID | kernel.MS_NODEV
+    kernel.mount("outrider", root, "tmpfs", tmpfs_flags, _ROOT_TMPFS)
+    for source in sources:
+        source.place(root)
+    _etc(root, spec.etc, passwd, group)
+    for path in spec.hidden:
+        _hide(root + path)
+    for name in ("proc", "work", "tmp", "dev"):
+        _make_directory(f"{root}/{name}")
 
 
 def _make_directory(path: str) -> None:

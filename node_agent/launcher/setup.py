@@ -18,6 +18,9 @@ from node_agent.launcher.rootfs import RootSpec, StepError
 # Jobs of one launcher run under uids UID_BASE + slot: outside what systemd and /etc/subuid hand out
 # ("UIDS-GIDS.md": 1879048192..2147483647 is unused), so per-user limits never meet between jobs.
 UID_BASE = 1_879_048_192
+# What a job's /etc says about users.
+PASSWD = "root:x:0:0:root:/:/bin/false\njob:x:1000:1000:job:/work:/bin/sh\n"
+GROUP = "root:x:0:\njob:x:1000:\nnogroup:x:65534:\n"
 # In a container that maps few uids: the top of what is mapped.
 _MAPPED_UID_MIN = 1000
 
@@ -45,7 +48,7 @@ def prepare(settings: dict[str, object], slots: int, agent_pid: int) -> Environm
     """Set the launcher up. Raises StepError with the step that failed."""
     environment = Environment()
     shared = environment.shared
-    environment.mode = _mode(str(settings["mode"]))
+    environment.mode = mode_of(str(settings["mode"]))
     shared.seccomp = bytes.fromhex(str(settings["seccomp"]))
     shared.last_cap = int(_read("/proc/sys/kernel/cap_last_cap"))
     shared.masked_files, shared.masked_dirs = rootfs.masked_paths()
@@ -58,8 +61,8 @@ def prepare(settings: dict[str, object], slots: int, agent_pid: int) -> Environm
     name = f"{cgroups.PREFIX}{settings['instance']}.{os.urandom(4).hex()}"
     environment.tree = cgroups.open_tree(name, hierarchies, own)
     shared.holds = environment.tree.holds
-    _io(environment, settings)
-    _swap(environment)
+    look_for_disks(environment, settings)
+    look_for_swap(environment)
     try:
         _devices(environment, settings)
         _namespaces(environment, slots)
@@ -86,7 +89,7 @@ def _devices(environment: Environment, settings: dict[str, object]) -> None:
         )
 
 
-def _io(environment: Environment, settings: dict[str, object]) -> None:
+def look_for_disks(environment: Environment, settings: dict[str, object]) -> None:
     """The disks to throttle, found while the host's tree is still in view."""
     shown = [settings["visible_paths"], settings["extra_ro_paths"]]
     paths = [str(path) for item in shown if isinstance(item, list) for path in item]
@@ -101,7 +104,8 @@ def _io(environment: Environment, settings: dict[str, object]) -> None:
         environment.io_problem = f"disks {', '.join(disks)} cannot be throttled: {error.strerror}"
 
 
-def _swap(environment: Environment) -> None:
+def look_for_swap(environment: Environment) -> None:
+    """Notes it where the kernel does not count swap."""
     tree = environment.tree
     memory = tree.v1.get("memory")
     if memory is not None and not files.read_at(memory.fd, "memory.memsw.limit_in_bytes"):
@@ -113,7 +117,8 @@ def _read(path: str) -> str:
         return file.read()
 
 
-def _mode(wanted: str) -> str:
+def mode_of(wanted: str) -> str:
+    """``root`` or ``userns``. Raises StepError where root is wanted and not there."""
     effective = 0
     for line in _read("/proc/self/status").splitlines():
         if line.startswith("CapEff:"):
@@ -130,7 +135,7 @@ def _namespaces(environment: Environment, slots: int) -> None:
     uid, gid = os.geteuid(), os.getegid()
     try:
         if environment.mode == "root":
-            environment.uid_base = _uid_base(slots)
+            environment.uid_base = uid_base(slots)
             kernel.unshare(kernel.CLONE_NEWNS)
             return
         kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS)
@@ -153,7 +158,7 @@ def _namespaces(environment: Environment, slots: int) -> None:
     )
 
 
-def _uid_base(slots: int) -> int:
+def uid_base(slots: int) -> int:
     """First uid for jobs: the usual base if mapped here, else the top of the largest range."""
     best = (0, 0)
     for line in _read("/proc/self/uid_map").splitlines():
@@ -208,25 +213,28 @@ def _landlock(environment: Environment) -> None:
         environment.shared.landlock_fd = kernel.landlock_scope_ruleset()
 
 
-def _root(environment: Environment, settings: dict[str, object]) -> None:
+def root_spec(settings: dict[str, object], *, keep_proc: bool = False) -> RootSpec:
+    """What the agent's settings say that the root shows."""
     lists = {
         name: [str(item) for item in value]
         for name, value in settings.items()
         if isinstance(value, list)
     }
-    spec = RootSpec(
+    return RootSpec(
         visible=lists["visible_paths"],
         etc=lists["etc_names"],
         extra_ro=lists["extra_ro_paths"],
         hidden=lists["hidden_paths"],
         devices=lists["devices"],
-        keep_proc=environment.mode != "root",
+        keep_proc=keep_proc,
     )
+
+
+def _root(environment: Environment, settings: dict[str, object]) -> None:
+    spec = root_spec(settings, keep_proc=environment.mode != "root")
     environment.shared.proc_beneath = spec.keep_proc
     environment.shared.has_devices = bool(spec.devices)
-    passwd = "root:x:0:0:root:/:/bin/false\njob:x:1000:1000:job:/work:/bin/sh\n"
-    group = "root:x:0:\njob:x:1000:\nnogroup:x:65534:\n"
     try:
-        rootfs.build(spec, passwd, group)
+        rootfs.build(spec, PASSWD, GROUP)
     except OSError as error:
         raise StepError("read-only root", error) from error

@@ -35,7 +35,7 @@ _FDS_MAX = 2
 _STDERR_TAIL_BYTES = 4096
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from node_agent.launcher.main import main; sys.exit(main(int(sys.argv[2]), int(sys.argv[3])))"
+    "from node_agent.{}.main import main; sys.exit(main(int(sys.argv[2]), int(sys.argv[3])))"
 )
 _CODE_ROOT = str(Path(__file__).resolve().parents[2])
 # By this variable `outrider down` finds what belongs to a local cluster: also an orphaned launcher.
@@ -172,6 +172,7 @@ class LauncherProcess:
 
 async def spawn(settings: SandboxSettings, home: Path | None) -> tuple[Channel, LauncherProcess]:
     """A new launcher. Raises OSError."""
+    program = "launcher" if settings.backend == "native" else "oci"
     python = settings.python or getattr(sys, "_base_executable", sys.executable)
     kept = {name: os.environ[name] for name in _ENV_KEPT if name in os.environ}
     with contextlib.ExitStack() as ours:
@@ -183,7 +184,7 @@ async def spawn(settings: SandboxSettings, home: Path | None) -> tuple[Channel, 
         try:
             child = await asyncio.create_subprocess_exec(
                 python,
-                *("-I", "-S", "-c", _BOOT, _CODE_ROOT),
+                *("-I", "-S", "-c", _BOOT.format(program), _CODE_ROOT),
                 *(str(fds[0]), str(fds[1]) if listener is not None else "-1"),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from node_agent.sandbox import seccomp
+from node_agent.sandbox.backend import oci_setup
 from node_agent.sandbox.channel import Channel, LauncherProcess, call, spawn
 from node_agent.sandbox.plan import (
     Enforcement,
@@ -100,6 +101,7 @@ class NativeSandbox:
         self._hello: asyncio.Future[bytes] = loop.create_future()
         self._listed: asyncio.Future[None] = loop.create_future()
         self._dead, self._left = "", False
+        self._oci: dict[str, Any] | None = None
         self.died = asyncio.Event()
         self.enforcement: Enforcement
         self.outdated = False
@@ -122,6 +124,7 @@ class NativeSandbox:
             raise SandboxUnavailable(
                 f"no seccomp filter for machine {machine!r}; supported: {seccomp.MACHINES}"
             )
+        oci = None if settings.backend == "native" else oci_setup(settings, machine, home)
         if home is not None:
             settings = _hiding(settings, home)
         try:
@@ -129,6 +132,7 @@ class NativeSandbox:
         except OSError as error:
             raise SandboxUnavailable(f"the launcher did not start: {error}") from error
         sandbox = cls(settings, channel, process)
+        sandbox._oci = oci
         channel.listen(sandbox._on_message_bytes)
         try:
             await sandbox._handshake(machine)
@@ -167,6 +171,7 @@ class NativeSandbox:
             "seccomp": seccomp.encode(seccomp.build_filter(machine)).hex(),
             "probe": {**plan_message(probe), "probe": True},
             "build": build_of(self.settings),
+            "oci": self._oci,
         }
         await self._channel.send(init, ())
         try:
@@ -181,7 +186,8 @@ class NativeSandbox:
     def _take_hello(self, data: bytes) -> None:
         answer: dict[str, Any] = msgspec.json.decode(data)
         if answer.get("op") != "hello":
-            raise SandboxUnavailable(unavailable_text(answer))
+            last = self.launcher_stderr.strip().rpartition("\n")[2]
+            raise SandboxUnavailable(unavailable_text(answer, last))
         hello = msgspec.convert(answer, Hello, strict=True)
         if hello.protocol != PROTOCOL:
             raise SandboxUnavailable(f"the launcher speaks version {hello.protocol}")
@@ -190,6 +196,8 @@ class NativeSandbox:
                 f"the sandbox's self-test failed ({hello.probe_cause}: {hello.probe_detail}); "
                 "no job can be run safely here"
             )
+        if hello.backend.partition(" ")[0] != self.settings.backend:
+            raise SandboxUnavailable(f"the launcher runs jobs by {hello.backend}")
         self.enforcement = enforcement(hello)
         self.outdated = hello.build != build_of(self.settings)
 

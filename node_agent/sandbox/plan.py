@@ -145,6 +145,7 @@ class Enforcement(msgspec.Struct, frozen=True, kw_only=True):
     seccomp: bool
     device_filter: Literal["ebpf", "v1", "none"] = "none"
     notes: tuple[str, ...] = ()
+    backend: str = "native"
 
 
 class SandboxError(Exception):

@@ -40,6 +40,7 @@ class Hello(msgspec.Struct, frozen=True):
     protocol: int = 0
     build: str = ""  # of the code and settings it was started with (`native.build_of`)
     io_problem: str = ""
+    backend: str = "native"
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -96,13 +97,14 @@ def enforcement(hello: Hello) -> Enforcement:
         seccomp=Limit.SECCOMP not in missing,
         device_filter=hello.device_filter,
         notes=tuple(hello.notes),
+        backend=hello.backend,
     )
 
 
-def unavailable_text(answer: dict[str, Any]) -> str:
+def unavailable_text(answer: dict[str, Any], last_words: str) -> str:
     """Why no sandbox started, and what to do about it."""
     if answer.get("op") == "died":
-        return "the launcher ended while starting; run it by hand to see why"
+        return f"the launcher ended while starting: {last_words or 'run it by hand to see why'}"
     text = f"sandbox set-up failed at step {answer.get('step')!r}: {answer.get('detail')}"
     if answer.get("step") == "user namespace":
         text += (

@@ -200,3 +200,57 @@ def encode(program: Program) -> bytes:
 def known_syscalls(machine: str) -> dict[str, int]:
     """Name to number, for tests and tools."""
     return dict({"x86_64": X86_64, "aarch64": AARCH64}[machine])
+
+
+# --- the same policy for a runtime ------------------------------------------------------------
+OciRule = dict[str, object]
+_LOW_WORD = 0xFFFFFFFF
+# What libseccomp's rules can say: equal under a mask. A rule per value that is refused by name; all
+# that no rule speaks of gets the profile's default, ENOSYS.
+_FAMILIES_REFUSED = tuple(n for n in range(64) if n not in _SOCKET_FAMILIES)
+_PERSONALITY_FLAGS = tuple(1 << bit for bit in range(18, 28))  # ADDR_NO_RANDOMIZE and its like
+_NODES_ALLOWED = (0, 0o010000, 0o100000, 0o140000)  # as S_IFREG; FIFO, regular, socket
+
+
+def oci_profile(machine: str) -> dict[str, object]:
+    """`linux.seccomp` of an OCI ``config.json`` with this policy, as far as it can be said there.
+
+    Unlike ``build_filter``: all of `ioctl` is allowed (a job has no terminal to push input into),
+    and a domain of `personality` or a socket family that nobody knows answers ENOSYS, not EPERM.
+    """
+    table = known_syscalls(machine)
+    denied, absent = frozenset(_DENIED.split()), frozenset(_ABSENT.split())
+    allowed = table.keys() - denied - absent - (_ARGUMENT_RULES.keys() - {"ioctl"})
+    rules: list[OciRule] = [
+        {"names": sorted(allowed), "action": "SCMP_ACT_ALLOW"},
+        {"names": sorted(denied & table.keys()), **_REFUSE},
+    ]
+    rules.append(_masked("clone", 0, _NAMESPACE_FLAGS, 0, allow=True))
+    bits = [1 << n for n in range(32) if _NAMESPACE_FLAGS >> n & 1]
+    rules += [_masked("clone", 0, bit, bit, allow=False) for bit in bits]
+    for name in ("socket", "socketpair"):
+        rules += [_masked(name, 0, _LOW_WORD, n, allow=True) for n in _SOCKET_FAMILIES]
+        rules += [_masked(name, 0, _LOW_WORD, n, allow=False) for n in _FAMILIES_REFUSED]
+    rules += [_masked("personality", 0, _LOW_WORD, n, allow=True) for n in _PERSONALITIES]
+    rules += [_masked("personality", 0, _LOW_WORD, n, allow=False) for n in _PERSONALITY_FLAGS]
+    for name, index in (("mknod", 1), ("mknodat", 2)):
+        if name in table:
+            rules += [_masked(name, index, _S_IFMT, n, allow=True) for n in _NODES_ALLOWED]
+            kinds = (_S_IFCHR, _S_IFBLK)
+            rules += [_masked(name, index, _S_IFMT, n, allow=False) for n in kinds]
+    architecture = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}[machine]
+    return {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": errno.ENOSYS,
+        "architectures": [architecture],
+        "syscalls": rules,
+    }
+
+
+_REFUSE: OciRule = {"action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM}
+
+
+def _masked(name: str, index: int, mask: int, value: int, *, allow: bool) -> OciRule:
+    what: OciRule = {"action": "SCMP_ACT_ALLOW"} if allow else _REFUSE
+    test = {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
+    return {"names": [name], **what, "args": [test]}

@@ -28,18 +28,25 @@ ORPHAN_GRACE_S = 600.0
 # and a node seldom starts more short jobs at once.
 PREPARED = 8
 
+Backend = Literal["native", "crun", "runc", "runsc"]
+BACKENDS: tuple[Backend, ...] = ("native", "crun", "runc", "runsc")
+
 
 class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one NativeSandbox.
 
-    ``extra_ro_paths`` shows further host paths (e.g. ``interpreter_paths()``); a missing one is an
-    error. ``hidden_paths`` covers paths inside visible ones. ``devices`` lists the device nodes
-    that plans may ask for. ``instance`` names this agent's cgroups: ``outrider-<instance>.*``.
-    ``cgroup_parent`` replaces the agent's own cgroup in every hierarchy. ``orphan_grace_s`` is how
-    long a launcher with a named socket keeps jobs without any agent before it kills them.
+    ``backend`` carries the jobs out: our own launcher, or a container runtime (ADR 0009), found
+    along PATH unless ``runtime_path`` names it. ``extra_ro_paths`` shows further host paths (e.g.
+    ``interpreter_paths()``); a missing one is an error. ``hidden_paths`` covers paths inside
+    visible ones. ``devices`` lists the device nodes that plans may ask for. ``instance`` names this
+    agent's cgroups: ``outrider-<instance>.*``. ``cgroup_parent`` replaces the agent's own cgroup in
+    every hierarchy. ``orphan_grace_s`` is how long a launcher with a named socket keeps jobs
+    without any agent before it kills them.
     ``prepared``: at most so many sandboxes are made ahead of their jobs; 0 for none.
     """
 
+    backend: Backend = "native"
+    runtime_path: str = ""
     mode: Literal["auto", "root", "userns"] = "auto"
     visible_paths: tuple[str, ...] = VISIBLE_PATHS
     etc_names: tuple[str, ...] = ETC_NAMES

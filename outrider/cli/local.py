@@ -37,6 +37,10 @@ _DIR = click.option(
 @click.option("--overcommit", is_flag=True, help="Let the agents offer more than there is.")
 @click.option("--allow-host-network", is_flag=True,
               help="Let jobs of the profile `network` use this machine's network.")  # fmt: skip
+@click.option(
+    "--sandbox", type=click.Choice(("native", "crun", "runc", "runsc")), default="native",
+    show_default=True, help="What the agents run jobs in; the runtimes need root.",
+)  # fmt: skip
 @click.option("--timeout", default="60s", show_default=True, help="For everything to be ready.")
 @common
 def up(session: Session, **options: Any) -> None:

@@ -112,6 +112,7 @@ class LocalOptions:
     node_profiles: tuple[str, ...] = ()
     overcommit: bool = False
     allow_host_network: bool = False
+    sandbox: str = "native"
     ready_timeout_s: float = 60.0
     env: Mapping[str, str] = field(default_factory=dict)
     tune: Callable[[ClusterSettings], ClusterSettings] = lambda settings: settings
@@ -418,6 +419,7 @@ class LocalCluster:
             note = f"simulated: plays {profile}, jobs get no GPU"
         if options.allow_host_network:
             offers = (*offers, "--allow-host-network")
+        offers = (*offers, "--sandbox", options.sandbox)
         arguments = python_module("node_agent.agent", *self._common(name, port), *offers)
         self._spawn(self._planned(name, "agent", arguments, port, options, note))
 

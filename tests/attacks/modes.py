@@ -1,4 +1,5 @@
-"""Starts the attack runner once per mode: as root, and as an ordinary user without privileges."""
+"""Starts the attack runner once per mode: native as root and as an ordinary user, and the container
+runtimes that are installed."""
 
 from __future__ import annotations
 
@@ -13,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from node_agent.oci.runtime import RuntimeUnusable, find
+from node_agent.sandbox.settings import BACKENDS, Backend
+
 REPO = Path(__file__).resolve().parents[2]
 # No account needed: any uid that owns nothing on this machine.
 ORDINARY_UID = 54321
@@ -21,7 +25,20 @@ SYSTEM_PYTHON = "/usr/bin/python3"
 # A whole run takes seconds; a hang must not take the suite's time.
 RUN_TIMEOUT_S = 120
 
-MODES = ("root", "userns")
+MODES = ("root", "userns", "crun", "runc")
+
+
+def backend_of(mode: str) -> Backend:
+    """Which backend a mode runs; both native modes are one. Skips where there is no runtime."""
+    backend: Backend = next((name for name in BACKENDS if name == mode), "native")
+    if backend != "native":
+        if os.geteuid() != 0:
+            pytest.skip("needs root")
+        try:
+            find(backend)
+        except RuntimeUnusable as error:
+            pytest.skip(str(error))
+    return backend
 
 
 def ordinary_user() -> dict[str, Any]:
@@ -64,23 +81,25 @@ def _run(options: dict[str, Any], *more: str) -> subprocess.CompletedProcess[str
 
 def run_module(mode: str, module: str, *arguments: str) -> dict[str, Any]:
     """Run ``python -m module`` in ``mode``; its standard output is one JSON object."""
-    if mode == "root":
+    if mode != "userns":
         if os.geteuid() != 0:
             pytest.skip("needs root")
         options: dict[str, Any] = {"args": [sys.executable], "cwd": REPO}
     else:
         options = ordinary_user()
     done = _run(options, "-m", module, *arguments)
-    if "SandboxUnavailable" in done.stderr and mode == "userns":
-        pytest.skip(f"no sandbox for an ordinary user here: {done.stderr.strip()[-300:]}")
+    if "SandboxUnavailable" in done.stderr and mode in {"userns", "runsc"}:
+        pytest.skip(f"no such sandbox here: {done.stderr.strip()[-300:]}")
     assert done.returncode == 0, done.stderr[-3000:]
     answer: dict[str, Any] = json.loads(done.stdout)
-    assert answer["mode"] == mode, f"expected mode {mode}, got {answer['mode']}"
+    expected = "userns" if mode == "userns" else "root"
+    assert answer["mode"] == expected, f"expected mode {expected}, got {answer['mode']}"
     return answer
 
 
 @functools.cache
 def attack_results(mode: str) -> dict[str, Any]:
     """Results of all attacks in one mode; run once."""
-    results: dict[str, Any] = run_module(mode, "tests.attacks.runner")["results"]
+    backend = backend_of(mode)
+    results: dict[str, Any] = run_module(mode, "tests.attacks.runner", backend)["results"]
     return results

@@ -16,7 +16,13 @@ from typing import Any
 
 from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import MIB, Limit, LimitNotEnforced, SandboxPlan
-from node_agent.sandbox.settings import SandboxSettings, interpreter, interpreter_paths
+from node_agent.sandbox.settings import (
+    BACKENDS,
+    Backend,
+    SandboxSettings,
+    interpreter,
+    interpreter_paths,
+)
 from tests.attacks.table import ATTACKS, PRELUDE, Attack, Seen
 
 INSTANCE = "attacks"
@@ -92,7 +98,7 @@ async def attempt(sandbox: NativeSandbox, attack: Attack) -> dict[str, Any]:
     )
     stdout = b"".join(chunks["stdout"])
     text = stdout[:4000].decode("utf-8", "replace")
-    held = attack.check(Seen(outcome, text, len(stdout)))
+    held = attack.held(sandbox.settings.backend, Seen(outcome, text, len(stdout)))
     errors = b"".join(chunks["stderr"])[-600:].decode("utf-8", "replace")
     return {"held": held, "saw": f"{outcome} stdout={text[:600]!r} stderr={errors!r}"}
 
@@ -130,9 +136,12 @@ tried(os.stat, "/dev/shm/outrider-secret"); tried(os.stat, "/tmp/outrider-secret
     return {"30-47-two-jobs-meet": result}
 
 
-async def run_all() -> dict[str, Any]:
+async def run_all(backend: Backend) -> dict[str, Any]:
     before = host_state()
-    settings = SandboxSettings(extra_ro_paths=interpreter_paths(), instance=INSTANCE)
+    instance = f"{INSTANCE}-{backend}"
+    settings = SandboxSettings(
+        extra_ro_paths=interpreter_paths(), instance=instance, backend=backend
+    )
     sandbox = await NativeSandbox.start(settings)
     gate = asyncio.Semaphore(_PARALLEL)
 
@@ -148,10 +157,11 @@ async def run_all() -> dict[str, Any]:
     after = host_state()
     changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
     results["host-unchanged"] = {"held": not changed, "saw": str(changed)}
-    left = leftovers(INSTANCE)
+    left = leftovers(instance)
     results["nothing-left"] = {"held": not left, "saw": str(left)}
     return {"mode": sandbox.enforcement.mode, "results": results}
 
 
 if __name__ == "__main__":
-    json.dump(asyncio.run(run_all()), sys.stdout)
+    chosen: Backend = next(name for name in BACKENDS if name == sys.argv[1])
+    json.dump(asyncio.run(run_all(chosen)), sys.stdout)

@@ -55,6 +55,15 @@ Check = Callable[[Seen], bool]
 
 
 @dataclass(frozen=True)
+class Difference:
+    """Another result than native's is right on these backends; ``why`` says so to people."""
+
+    backends: frozenset[str]
+    check: Check
+    why: str
+
+
+@dataclass(frozen=True)
 class Attack:
     """One attack; ``needs`` names limits without which there is nothing to attack."""
 
@@ -66,6 +75,13 @@ class Attack:
     stdin: bytes = b""
     needs: frozenset[Limit] = frozenset()
     shell: bool = False
+    differs: Difference | None = None
+
+    def held(self, backend: str, seen: Seen) -> bool:
+        """Whether what came of it is what must, on this backend."""
+        if self.differs is not None and backend in self.differs.backends:
+            return self.differs.check(seen)
+        return self.check(seen)
 
     @property
     def id(self) -> str:
@@ -88,6 +104,19 @@ def ended(cause: str, **fields: Any) -> Check:
     )
 
 
+_OCI_NOSUID = Difference(
+    frozenset({"crun", "runc"}),
+    lambda seen: (
+        seen.words[-2:] == ["True", "True"]
+        and all(path == "/" or path.startswith("/proc/") for path in seen.words[:-2])
+    ),
+    "the runtime's own mounts of / and of what covers /proc files lack nosuid; they hold no program",
+)
+_OCI_PIDS = Difference(
+    frozenset({"crun", "runc"}),
+    lambda seen: len(seen.words) == 1 and 10 <= int(seen.words[0]) <= 15,
+    "helpers of the runtime that are just ending count too",
+)
 _EPERM = all_words("EPERM")
 _DENIED = all_words("EROFS", "EACCES", "EPERM", "ENOENT")
 _INT80 = r"""
@@ -234,10 +263,11 @@ _FILES = [
     Attack(
         20,
         "setuid programs",
-        'lines = [l for l in open("/proc/self/mounts") if "nosuid" not in l.split()[3].split(",")]\n'
-        "print(len(lines), os.getuid(), os.geteuid())\n"
+        'lines = [l.split() for l in open("/proc/self/mounts")]\n'
+        'print(*[l[1] for l in lines if "nosuid" not in l[3].split(",")], os.getuid() == os.geteuid() > 0)\n'
         'print(os.system("/usr/bin/su -c true </dev/null 2>/dev/null >&2") != 0)',
-        exactly("0 1000 1000 True"),
+        exactly("True True"),
+        differs=_OCI_NOSUID,
     ),
     Attack(
         22,
@@ -331,6 +361,7 @@ print(count)
 """,
         lambda seen: seen.words == ["15"],
         plan={"pids_max": 16},
+        differs=_OCI_PIDS,
         needs=frozenset({Limit.PIDS}),
     ),
     Attack(
