@@ -486,7 +486,7 @@ class Launcher:
         """Run the self-test in place of a job and wait for it: the outcome it had."""
         notes, notes_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        stdio = [null, notes_write, os.dup(null)]
+        stdio = [null, notes_write, os.dup(notes_write)]
         job = self._launch(JobSpec(message), stdio)
         while True:
             wait_s = max(0.0, job.next_deadline() - time.monotonic())

@@ -19,8 +19,9 @@ OCI_VERSION = "1.0.2"
 _PRIVATE = ["nosuid", "nodev"]
 # Rights of a device node granted to a job: read and write, never mknod.
 _DEVICE_ACCESS = "rw"
-# Our init has the job's uid, by which RLIMIT_NPROC counts; it is not in the job's cgroup.
-INITS = 1
+# RLIMIT_NPROC counts by uid on the whole host here (a native job has a user namespace to count in):
+# two agents of one host hand out the same uids, so it only says "never more". The cgroup holds.
+_PROCESSES_OF_A_UID_MAX = 65_536
 
 
 class Device(TypedDict):
@@ -92,7 +93,7 @@ def _process(spec: JobSpec, ids: tuple[int, int]) -> Json:
             {"type": f"RLIMIT_{name}", "soft": value, "hard": value}
             for name, value in (
                 ("NOFILE", spec.open_files_max),
-                ("NPROC", spec.pids_max + INITS),
+                ("NPROC", _PROCESSES_OF_A_UID_MAX),
                 ("CORE", 0),
                 ("SIGPENDING", SIGNALS_PENDING_MAX),
                 ("RTPRIO", 0),
