@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST_FLAGS ?=
 
-.PHONY: demo test check clean kafka bench lock help
+.PHONY: demo runtimes test check clean kafka bench lock help
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,7 +20,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## a local cluster, hundreds of real jobs, hostile ones, a killed leader, an account
 	$(BIN)/python -m chaos.demo $(DEMO_FLAGS)
 
-test: $(STAMP)  ## every test: pure cores, properties, real brokers, real sandboxes, the demo
+runtimes:  ## crun and runc, for the tests that run jobs by them; without root those tests are skipped
+	@[ "$$(id -u)" != 0 ] || command -v crun >/dev/null && command -v runc >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends crun runc; } >/dev/null 2>&1 \
+		|| echo 'crun and runc cannot be installed here: their tests are skipped' >&2
+
+test: $(STAMP) runtimes  ## every test: pure cores, properties, real brokers, real sandboxes, the demo
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 check: $(STAMP)  ## format, lint, types, who imports whom
