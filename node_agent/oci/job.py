@@ -303,6 +303,23 @@ class OciJob(Job):
             self._holder_pid = -1
         return self._init_status
 
+    def outcome(self, init_status: int) -> dict[str, object]:
+        """A runtime that failed to start a job has removed its cgroups: nothing is left to read."""
+        if self.started or self.ended_by:
+            try:
+                return super().outcome(init_status)
+            except (OSError, ValueError) as error:
+                self.failure = self.failure or ("usage", 0, str(error))
+        wall_ms = int((self.ended_at - self.started_at) * 1000)
+        ended: dict[str, object] = {"wall_ms": wall_ms, "cpu_ms": 0, "memory_peak_bytes": 0}
+        if self.ended_by:
+            return ended | {"cause": self.ended_by, "detail": self.why}
+        if self.not_executed is not None:
+            code, text = self.not_executed
+            return ended | {"cause": "exited", "exit_code": code, "detail": text}
+        step, _, text = self.failure or ("runtime", 0, "ended without a word")
+        return ended | {"cause": "sandbox_failed", "detail": f"step {step!r}: {text}"}
+
     def _watch_instead(self, fd: int) -> None:
         if self.pidfd not in {fd, -1}:
             self.spent.append(self.pidfd)
