@@ -88,13 +88,8 @@ from node_agent.report import (
 from node_agent.runner import AttemptRunner, RunnerPorts
 from node_agent.sandbox.plan import SandboxUnavailable
 from node_agent.sandbox.settings import (
-    BACKENDS,
-    ORPHAN_GRACE_S,
-    VISIBLE_PATHS,
-    Backend,
-    SandboxSettings,
-    interpreter_paths,
-)
+    BACKENDS, ORPHAN_GRACE_S, VISIBLE_PATHS, Backend, SandboxSettings, interpreter_paths,
+)  # fmt: skip
 from node_agent.state import StateDir, boot_id, boot_ms, state_path
 from node_agent.topology.described import load_profile, read_described
 from node_agent.topology.health import HealthWatch
@@ -531,12 +526,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="let jobs of the profile `network` use this machine's network",
     )
-    parser.add_argument(
-        "--sandbox",
-        choices=BACKENDS,
-        default="native",
-        help="who carries jobs out: our own launcher (default), or a container runtime (as root)",
-    )
+    runs = "who carries jobs out: our own launcher (default), or a container runtime (as root)"
+    parser.add_argument("--sandbox", choices=BACKENDS, default="native", help=runs)
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--state-dir",
@@ -592,8 +583,6 @@ def main(argv: list[str] | None = None) -> int:
         try:
             for limit, why in kept.keeper.current.enforcement.missing.items():
                 log.warning("limit not enforced", extra={"limit": limit, "reason": why})
-            for note in kept.keeper.current.enforcement.notes:
-                log.info("sandbox", extra={"note": note})
             agent = Agent(settings, options.name, offer, topology, readiness, kept, devices)
             await agent.run(stopping, leaving.asked)
         finally:
