@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST_FLAGS ?=
 
-.PHONY: demo runtimes test check clean kafka bench lock help
+.PHONY: demo runtimes test test-vm stress check clean kafka bench lock help
 
 help:  ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("outrider needs Python >= 3.11, this is %d.%d; set PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -27,6 +27,12 @@ runtimes:  ## crun and runc, for the tests that run jobs by them; without root t
 
 test: $(STAMP) runtimes  ## every test: pure cores, properties, real brokers, real sandboxes, the demo
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-vm: $(STAMP)  ## the agent's suite in a guest with cgroup v2 and two NUMA nodes (root, apt; 77 = skipped)
+	@$(BIN)/python -m tests.vm $(VM_FLAGS) || { code=$$?; [ $$code -eq 77 ] || exit $$code; }
+
+stress: $(STAMP)  ## 2,000 jobs on one agent, a third of them hostile
+	OUTRIDER_STRESS_JOBS=2000 $(BIN)/python -m pytest -q tests/e2e/test_stress.py
 
 check: $(STAMP)  ## format, lint, types, who imports whom
 	$(BIN)/ruff format --check .

@@ -186,6 +186,7 @@ class NodePressure(_Body, frozen=True, kw_only=True, omit_defaults=True):
 class NodeReport(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """Agent → coordinators: what the node has, and what it can and cannot enforce.
 
+    `draining`: the node takes no new work now, because of `drain_reason`; what runs, runs on.
     `simulated`: GPUs and domains are those of a described machine, not of this one.
     """
 
@@ -199,6 +200,7 @@ class NodeReport(_Body, frozen=True, kw_only=True, omit_defaults=True):
     labels: dict[str, str] = {}
     topology: Topology = Topology()
     draining: bool = False
+    drain_reason: str = ""
     simulated: bool = False
     pressure: NodePressure | None = None
 

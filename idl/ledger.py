@@ -67,6 +67,7 @@ class NodeSeen(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="no
     enforces: tuple[LimitName, ...]
     labels: dict[str, str] = {}
     draining: bool = False
+    drain_reason: str = ""
     topology: Topology = Topology()
     simulated: bool = False
 

@@ -85,6 +85,7 @@ from node_agent.report import (
     with_devices,
     with_health,
 )
+from node_agent.room import Room
 from node_agent.runner import AttemptRunner, RunnerPorts
 from node_agent.sandbox.plan import SandboxUnavailable
 from node_agent.sandbox.settings import (
@@ -137,6 +138,7 @@ class Agent:
         self._kept = kept
         self._keeper, self._journal = kept.keeper, kept.journal
         self._gpus = devices
+        self._room = Room(kept.state.path)
         self._readiness = readiness
         incarnation = kept.journal.incarnation
         self._report = build_report(
@@ -215,6 +217,7 @@ class Agent:
         self._link.start()
         self._crew.spawn(self._link.mind_peers())
         self._crew.spawn(self._keeper.watch(self._metrics.launcher_restarted))
+        self._crew.spawn(self._repeat(self._settings.nodes.report_ms, self._mind_disk))
         self._crew.spawn(self._repeat(self._settings.nodes.heartbeat_ms, self._heartbeat))
         self._crew.spawn(self._repeat(self._settings.nodes.report_ms, self._send_report))
         if self._report.topology.gpus and not self._report.simulated:
@@ -341,14 +344,37 @@ class Agent:
             case DeliverAgain(assign=assign):
                 self._attempts.spawn(self._runner.deliver_again(assign))
 
-    def _record(self, record: Record) -> None:
-        """Into the journal; an agent that cannot write it ends, and leaves its jobs running."""
+    def _record(self, record: Record) -> bool:
+        """Into the journal; an agent that cannot write it ends, and leaves its jobs running.
+
+        False where the disk is full: the node then drains, and goes on when there is room.
+        """
         try:
-            self._journal.append(record)
+            stored = self._journal.append(record)
         except OutriderError as error:
             self._crew.fail(error)
             raise
         self._metrics.journal(self._journal.size_bytes)
+        if not stored and not self._core.closed:
+            asyncio.get_running_loop().call_soon(self._mind_disk)
+        return stored
+
+    def _mind_disk(self) -> None:
+        """Takes no new work while the state directory lacks room, and says why."""
+        try:
+            if self._journal.behind and self._journal.catch_up():
+                log.info("journal written again", extra={"bytes": self._journal.size_bytes})
+        except OutriderError as error:
+            self._crew.fail(error)
+            return
+        reason = self._room.look(self._journal.behind)
+        self._metrics.disk(self._room.free_bytes, bool(reason))
+        if reason == self._core.closed:
+            return
+        log.warning("draining" if reason else "taking work again", extra={"reason": reason})
+        self._core.close(reason)
+        self._report = replace(self._report, draining=bool(reason), drain_reason=reason)
+        self._send_report()
 
     def _heartbeat(self) -> None:
         self._tell(HeartbeatDue())

@@ -5,10 +5,16 @@ is ever fsynced. What is written survives the death of every process; it may be 
 machine itself crashes, and then no attempt is alive and the boot id tells: the node comes back as a
 new incarnation, its attempts are released as lost and retried. An fsync would buy nothing but the
 results that were waiting for Kafka at that moment, for milliseconds of disk per record.
+
+A full disk is no fault but a state, `behind`: what is on disk stays as it is, whole, and what was
+recorded since is in memory alone, until `catch_up` finds room. Who acts upon a record that must
+outlive the process asks whether it does (`append` says).
 """
 
+import errno
 import os
 from pathlib import Path
+from typing import Final
 
 from idl.errors import PlatformFaultError
 from idl.ids import Incarnation
@@ -23,19 +29,26 @@ from node_agent.core.journal import (
     take_over,
 )
 
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 
 class Journal:
     """One open journal. `state` is what it says; `same_incarnation` whether it was gone on with."""
 
     def __init__(self, path: Path, origin: Origin) -> None:
-        """Reads what is there and writes it anew, compact. Raises PlatformFaultError."""
+        """Reads what is there and writes it anew, compact, if there is room for that.
+
+        Raises PlatformFaultError.
+        """
         self._path = path
         self._fd = -1
-        self.size_bytes = 0
+        self.size_bytes = self._compact_bytes = 0
+        self.behind = False
+        """The disk lacks records that `state` has."""
         try:
             found = read(path.read_bytes() if path.exists() else b"")
             self.state, self.same_incarnation = take_over(found, origin)
-            self._rewrite()
+            self.behind = not self._rewrite()
         except OSError as error:
             raise self._fault(error) from error
 
@@ -45,15 +58,32 @@ class Journal:
         opened = self.state.opened
         return Incarnation(opened.incarnation if opened is not None else 0)
 
-    def append(self, record: Record) -> None:
-        """Writes one record; only then may it be acted upon. Raises PlatformFaultError."""
+    def append(self, record: Record) -> bool:
+        """Writes one record, before it is acted upon. False where the disk has no room for it.
+
+        Raises PlatformFaultError where it cannot be written for any other reason.
+        """
         self.state.apply(record)
+        if self.behind:
+            return False
         try:
             self._write(frame(record))
             if self.size_bytes > max(COMPACT_BYTES_MIN, COMPACT_FACTOR * self._compact_bytes):
                 self._rewrite()
         except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise self._fault(error) from error
+            os.ftruncate(self._fd, self.size_bytes)  # of the part that there was room for
+            self.behind = True
+        return not self.behind
+
+    def catch_up(self) -> bool:
+        """Writes all that is in memory alone. False: there is no room yet. Raises as `append`."""
+        try:
+            self.behind = not self._rewrite()
+        except OSError as error:
             raise self._fault(error) from error
+        return not self.behind
 
     def close(self) -> None:
         """No more records."""
@@ -62,23 +92,42 @@ class Journal:
             self._fd = -1
 
     def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._fd, rest) :]
+        write_all(self._fd, data)
         self.size_bytes += len(data)
 
-    def _rewrite(self) -> None:
-        """A compact copy takes the journal's place by rename(2): there is always a whole one."""
+    def _rewrite(self) -> bool:
+        """A compact copy takes the journal's place by rename(2): there is always a whole one.
+
+        False, and nothing is changed, where the disk has no room for the copy.
+        """
         copy = self._path.with_name(f"{self._path.name}.new")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        data = frames(self.state.records())
+        fd = -1
+        try:
+            fd = os.open(copy, flags, 0o600)
+            write_all(fd, data)
+            copy.replace(self._path)
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            copy.unlink(missing_ok=True)
+            if error.errno in NO_ROOM:
+                return False
+            raise
         self.close()
-        self._fd, self.size_bytes = os.open(copy, flags, 0o600), 0
-        self._write(frames(self.state.records()))
-        self._compact_bytes = self.size_bytes
-        copy.replace(self._path)
+        self._fd, self.size_bytes, self._compact_bytes = fd, len(data), len(data)
+        return True
 
     def _fault(self, error: OSError) -> PlatformFaultError:
         return PlatformFaultError(
             f"the journal {self._path} cannot be used ({error.strerror}); make room or choose "
             "another directory with --state-dir"
         )
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """write(2) until everything is written. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]

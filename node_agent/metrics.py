@@ -33,6 +33,12 @@ class Metrics:
         self._restarts = Counter(
             "outrider_launcher_restarts", "Launchers started because one died.", names
         ).labels(**self._labels)
+        self._disk = Gauge(
+            "outrider_state_disk_free_bytes", "Room for the agent's state.", names
+        ).labels(**self._labels)
+        self._draining = Gauge(
+            "outrider_node_draining", "1: the node takes no new work now.", names
+        ).labels(**self._labels)
         gpu_names = [*names, "gpu"]
         self._gpus = {
             "temperature_c": Gauge(
@@ -86,6 +92,11 @@ class Metrics:
         for resource in ("cpu", "memory", "io") if now is not None else ():
             share = getattr(now, resource)
             self._pressure.labels(**self._labels, resource=resource).set(share)
+
+    def disk(self, free_bytes: int, draining: bool) -> None:
+        """Room on the disk of the state directory; whether the node drains for want of it."""
+        self._disk.set(free_bytes)
+        self._draining.set(int(draining))
 
     def observe(self, live: int, link: dict[str, int], intents: dict[str, int]) -> None:
         """Counts as of now."""

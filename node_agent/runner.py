@@ -48,6 +48,8 @@ from node_agent.spool import Piece, Spool, Stream
 DELIVERY_RETRY_S: Final = 1.0
 """Between tries to deliver a result to a Kafka that is away; there is no last try."""
 
+DISK_FULL: Final = "the disk of the agent's state directory is full"
+
 log = logging.getLogger(__name__)
 
 
@@ -120,14 +122,15 @@ class _Output:
 
 
 class RunnerPorts(NamedTuple):
-    """What a runner needs of its agent. `record` writes to the journal before it returns."""
+    """What a runner needs of its agent. `record` writes to the journal before it returns; False
+    where the disk had no room and only this process knows."""
 
     keeper: LauncherKeeper
     gpus: GpuDevices
     producer: RecordProducer
     fetcher: PayloadFetcher
     output: Path
-    record: Callable[[Record], None]
+    record: Callable[[Record], bool]
     entry: Callable[[str, int], Entry]
     tell: Callable[[Event], None]
     ended: Callable[[AttemptResult], None]
@@ -231,21 +234,19 @@ class AttemptRunner:
         key = (assign.job, assign.attempt)
         collection = OutputCollection(self._files, assign)
         try:
-            plan = plan_of(assign, self._node, self._ports.gpus)
             payload = b""
             if assign.payload is not None:
                 payload = await self._ports.fetcher.fetch(assign.payload)
             inputs_fd = await self._files.inputs(assign)
             sandbox = await self._launcher(inputs_fd)
-            if key in self._killed:
+            launch = Launching(job=assign.job, attempt=assign.attempt)
+            hindered = self._hindered(key) or self._unwritten(launch)
+            if hindered is not None:
                 if inputs_fd >= 0:
                     os.close(inputs_fd)
-                return SandboxOutcome(cause="killed"), None
-                cause, why = self._killed[key]
-                return SandboxOutcome(cause=cause, detail="" if cause == "killed" else why), None
+                return hindered, None
             lease_until_ms = self._ports.entry(*key).lease_until_ms
             plan = plan_of(assign, self._node, self._ports.gpus, lease_until_ms)
-            self._ports.record(Launching(job=assign.job, attempt=assign.attempt))
             outcome = await sandbox.run(
                 plan,
                 payload,
@@ -270,6 +271,18 @@ class AttemptRunner:
                 os.close(inputs_fd)
             raise
 
+    def _hindered(self, key: tuple[str, int]) -> SandboxOutcome | None:
+        if key not in self._killed:
+            return None
+        cause, why = self._killed[key]
+        return SandboxOutcome(cause=cause, detail="" if cause == "killed" else why)
+
+    def _unwritten(self, launch: Launching) -> SandboxOutcome | None:
+        """Nothing is launched that the agent's next process would not know of."""
+        if self._ports.record(launch):
+            return None
+        return SandboxOutcome(cause="sandbox_failed", detail=DISK_FULL)
+
     async def _finish(
         self,
         assign: AssignIntent,
@@ -277,10 +290,13 @@ class AttemptRunner:
         output: _Output,
         sandbox: NativeSandbox | None,
     ) -> None:
-        """Its end is stored here, then the launcher may forget it, then it is reported."""
+        """Its end is stored here, then the launcher may forget it, then it is reported.
+
+        With a full disk the launcher keeps it until Kafka has it.
+        """
         _, why = self._killed.pop((assign.job, assign.attempt), ("killed", ""))
         detail = why if outcome.cause == "killed" else ""
-        self._ports.record(
+        stored = self._ports.record(
             Ended(
                 job=assign.job,
                 attempt=assign.attempt,
@@ -289,10 +305,13 @@ class AttemptRunner:
                 detail=detail,
             )
         )
-        if sandbox is not None:
-            await sandbox.forget(sandbox_key(assign.job, assign.attempt))
+        key = sandbox_key(assign.job, assign.attempt)
+        if sandbox is not None and stored:
+            await sandbox.forget(key)
         self._ports.tell(AttemptEnded(assign.job, assign.attempt))
         await self._report(assign, output)
+        if sandbox is not None and not stored:
+            await sandbox.forget(key)
 
     async def _report(self, assign: AssignIntent, output: _Output) -> None:
         entry = self._ports.entry(assign.job, assign.attempt)

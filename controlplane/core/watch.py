@@ -15,7 +15,7 @@ from controlplane.core.bounds import (
     RESTARTED_NODE_MISSING_MS,
 )
 from controlplane.core.intents import IntentBook
-from dataplane.core.jobs import Phase
+from dataplane.core.jobs import Phase, shorten
 from dataplane.core.nodes import Node
 from dataplane.core.state import PoolState
 from idl.control import AttemptStatus, NodeReport
@@ -62,7 +62,8 @@ def _offer_of(report: NodeReport) -> NodeSeen:
     return NodeSeen(
         node=report.node, incarnation=report.incarnation, capacity=capacity,
         enforces=tuple(sorted(set(report.enforces))), labels=report.labels,
-        draining=report.draining, topology=report.topology, simulated=report.simulated,
+        draining=report.draining, drain_reason=shorten(report.drain_reason),
+        topology=report.topology, simulated=report.simulated,
     )  # fmt: skip
 
 
@@ -74,6 +75,7 @@ def _says_nothing_new(node: Node, seen: NodeSeen) -> bool:
         and node.enforces == frozenset(seen.enforces)
         and node.labels == seen.labels
         and node.drain_reported == seen.draining
+        and node.drain_reason == seen.drain_reason
         and node.topology == seen.topology
         and node.simulated == seen.simulated
     )

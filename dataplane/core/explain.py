@@ -97,7 +97,7 @@ def _node_reason(node: Node, shape: Shape) -> str:
     if node.lost:
         return f"lost: {node.lost_reason}"
     if node.draining:
-        return "draining"
+        return f"draining: {node.drain_reason}" if node.drain_reason else "draining"
     lacking = unmet_by_capacity(node, shape)
     if lacking:
         return "does not offer " + ", ".join(_demand(word, shape) for word in lacking)

@@ -73,9 +73,9 @@ class Node:
     """One node of the pool. Mutated by `PoolState.apply` alone."""
 
     __slots__ = (
-        "attempts", "capacity", "drain_ordered", "drain_reported", "enforces", "free_cpu_millis",
-        "free_gpus", "free_memory_bytes", "given_up", "held", "incarnation", "labels", "lost",
-        "lost_reason", "machine", "name", "seen_ms", "simulated", "topology",
+        "attempts", "capacity", "drain_ordered", "drain_reason", "drain_reported", "enforces",
+        "free_cpu_millis", "free_gpus", "free_memory_bytes", "given_up", "held", "incarnation",
+        "labels", "lost", "lost_reason", "machine", "name", "seen_ms", "simulated", "topology",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -85,6 +85,8 @@ class Node:
         self.enforces: frozenset[str] = frozenset()
         self.labels: dict[str, str] = {}
         self.drain_reported = False
+        self.drain_reason = ""
+        """The node's own words, while it says that it drains."""
         self.drain_ordered = False
         self.lost = False
         self.lost_reason = ""
@@ -124,7 +126,7 @@ class Node:
         self.capacity = seen.capacity
         self.enforces = frozenset(seen.enforces)
         self.labels = dict(seen.labels)
-        self.drain_reported = seen.draining
+        self.drain_reported, self.drain_reason = seen.draining, seen.drain_reason
         self.topology, self.simulated = seen.topology, seen.simulated
         self.machine = Machine(seen.topology, seen.capacity.gpus)
         self.lost, self.lost_reason = False, ""

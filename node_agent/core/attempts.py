@@ -194,6 +194,8 @@ class AgentCore:
         self.capacity = capacity
         self._ever_offered = set(capacity.gpus)
         self.enforces = enforces
+        self.closed = ""
+        """Why nothing new is taken now; "": it is."""
         self.term = 0
         self.members_version = 0
         """Of the coordinators that this process knows; 0: those of its cluster file."""
@@ -367,6 +369,8 @@ class AgentCore:
 
     def _cannot_hold(self, assign: AssignIntent) -> str:
         """Why this attempt must not run here, or "". The leader should have known; we make sure."""
+        if self.closed:
+            return f"node {self.node} takes no new work: {self.closed}"
         missing = sorted(set(required_limits(assign.spec)) - self.enforces)
         if missing:
             return f"node {self.node} cannot enforce {', '.join(missing)}"
@@ -386,6 +390,10 @@ class AgentCore:
         if pinned_cpus(assign) & {cpu for a in live for cpu in pinned_cpus(a)}:
             return f"CPUs {assign.cpus} of node {self.node} are another attempt's"
         return ""
+
+    def close(self, reason: str) -> None:
+        """From now on new attempts are refused, with this reason ("": they are taken again)."""
+        self.closed = reason
 
     def offer(self, capacity: Capacity) -> None:
         """The node offers something else from now on; what runs, runs on."""

@@ -36,7 +36,7 @@ def node_document(node: "Node") -> dict[str, Any]:
     return {
         "node": node.name,
         "state": node_state(node),
-        "reason": node.lost_reason,
+        "reason": node.lost_reason or node.drain_reason,
         "simulated": node.simulated,
         "profile": node.topology.profile,
         "cpu_millis": capacity.cpu_millis,

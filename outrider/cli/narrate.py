@@ -128,7 +128,8 @@ def narrate(decision: Decision, leader: str, term: int, at_ms: int) -> str:
             why = f" ({decision.why})" if decision.why else ""
             return f"{leader} leads pool {decision.pool} in term {term}{why}"
         case NodeSeen():
-            draining = ", draining" if decision.draining else ""
+            why = f": {decision.drain_reason}" if decision.drain_reason else ""
+            draining = f", draining{why}" if decision.draining else ""
             return f"node {decision.node} is here: {_capacity(decision)}{draining}"
         case NodeLost():
             return f"node {decision.node} is lost: {decision.reason}"

@@ -1,6 +1,8 @@
 """The journal: any prefix recovers a consistent state, compaction changes nothing, and the table of
 what a restarted agent does about each attempt."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,7 @@ from node_agent.core.journal import (
 )
 from node_agent.core.recovery import AdoptAttempt, DeliverAgain, recover
 from node_agent.journal import Journal
+from node_agent.room import Room
 from node_agent.sandbox.plan import SandboxOutcome
 
 OPENED = Opened(scope="c/main", node="n1", boot_id="b1", incarnation=42)
@@ -249,12 +252,69 @@ def test_it_is_rewritten_before_it_grows_without_bound(
     assert journal.state.entries == {}
 
 
-def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def breaking(monkeypatch: pytest.MonkeyPatch, number: int, room: int = 0) -> None:
+    """write(2) takes `room` bytes, then fails."""
+    left, write = [room], os.write
+
+    def limited(fd: int, data: bytes) -> int:
+        if not left[0]:
+            raise OSError(number, os.strerror(number))
+        taken = write(fd, data[: left[0]])
+        left[0] -= taken
+        return taken
+
+    monkeypatch.setattr("node_agent.journal.os.write", limited)
+
+
+def test_a_disk_that_fails_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     journal = Journal(tmp_path / "journal", ORIGIN)
-
-    def full(_fd: int, _data: object) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("node_agent.journal.os.write", full)
-    with pytest.raises(PlatformFaultError, match=r"No space left.*--state-dir"):
+    breaking(monkeypatch, errno.EIO)
+    with pytest.raises(PlatformFaultError, match=r"Input/output error.*--state-dir"):
         journal.append(TermSeen(term=2))
+
+
+@pytest.mark.parametrize("room", [0, 3])
+def test_a_full_disk_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """What was written stays whole, what was not is in memory, and both are there afterwards."""
+    path = tmp_path / "journal"
+    journal = Journal(path, ORIGIN)
+    assert journal.append(Accepted(assign=assign(), term=2, at_ms=5))
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        breaking(patch, errno.ENOSPC, room)
+        assert not journal.append(Launching(job="a", attempt=1))
+        assert not journal.catch_up()
+        assert not journal.append(ended())
+    assert path.read_bytes() == before, "no torn record, and no half of a copy"
+    assert list(tmp_path.iterdir()) == [path]
+    assert not journal.append(TermSeen(term=9)), "the order of records is kept"
+    assert journal.catch_up()
+    assert journal.append(Delivered(job="a", attempt=1))
+    assert view(fold(read(path.read_bytes()).records)) == view(journal.state)
+    assert journal.state.entries["a", 1].delivered and journal.state.term == 9
+
+
+def test_a_full_disk_lets_the_next_process_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    first = Journal(path, ORIGIN)
+    first.append(Accepted(assign=assign(), term=2, at_ms=5))
+    first.close()
+    with monkeypatch.context() as patch:
+        breaking(patch, errno.ENOSPC, room=10)
+        second = Journal(path, ORIGIN)
+    assert second.behind and second.same_incarnation and ("a", 1) in second.state.entries
+    assert second.catch_up() and second.append(Launching(job="a", attempt=1))
+    assert fold(read(path.read_bytes()).records).entries["a", 1].launching
+
+
+def test_a_disk_runs_short_before_it_is_full(tmp_path: Path) -> None:
+    room = Room(tmp_path)
+    assert room.look(full=False) == "" and room.free_bytes > 0
+    assert "full" in room.look(full=True)
+    assert room.look(full=False) == "", "there is far more room than a node needs"
