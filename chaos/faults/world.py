@@ -17,8 +17,8 @@ from idl.errors import ConfigError, PlatformFaultError
 from outrider.local.cluster import HERE, LocalCluster, Placement
 from outrider.local.process import Identity, identity_of, is_alive, send_signal
 
-DISK_BYTES: Final = 8 * 1024 * 1024
-"""Size of the tmpfs that stands for the disk of the state directory."""
+DISK_BYTES: Final = 64 * 1024 * 1024
+"""Size of the tmpfs that stands for the disk of the state directory: an agent wants 32 MiB free."""
 DISK_SOURCE: Final = "outrider-chaos"
 FILLER: Final = "filler"
 
