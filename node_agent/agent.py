@@ -345,36 +345,30 @@ class Agent:
                 self._attempts.spawn(self._runner.deliver_again(assign))
 
     def _record(self, record: Record) -> bool:
-        """Into the journal; an agent that cannot write it ends, and leaves its jobs running.
-
-        False where the disk is full: the node then drains, and goes on when there is room.
-        """
+        """Into the journal; False where the disk is full. Any other fault ends the agent."""
         try:
             stored = self._journal.append(record)
         except OutriderError as error:
             self._crew.fail(error)
             raise
         self._metrics.journal(self._journal.size_bytes)
-        if not stored and not self._core.closed:
+        if not (stored or self._core.closed):
             asyncio.get_running_loop().call_soon(self._mind_disk)
         return stored
 
     def _mind_disk(self) -> None:
         """Takes no new work while the state directory lacks room, and says why."""
         try:
-            if self._journal.behind and self._journal.catch_up():
-                log.info("journal written again", extra={"bytes": self._journal.size_bytes})
+            reason = self._room.look(self._journal)
         except OutriderError as error:
             self._crew.fail(error)
             return
-        reason = self._room.look(self._journal.behind)
         self._metrics.disk(self._room.free_bytes, bool(reason))
-        if reason == self._core.closed:
-            return
-        log.warning("draining" if reason else "taking work again", extra={"reason": reason})
-        self._core.close(reason)
-        self._report = replace(self._report, draining=bool(reason), drain_reason=reason)
-        self._send_report()
+        if reason != self._core.closed:
+            log.warning("draining" if reason else "taking work again", extra={"reason": reason})
+            self._core.close(reason)
+            self._report = replace(self._report, draining=bool(reason), drain_reason=reason)
+            self._send_report()
 
     def _heartbeat(self) -> None:
         self._tell(HeartbeatDue())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from idl.units import MIB
+from node_agent.journal import Journal
 
 FREE_BYTES_MIN: Final = 16 * MIB
 """Below it nothing new is taken: a journal compacts at 1 MiB, an attempt's output at most 4 MiB."""
@@ -26,11 +27,13 @@ class Room:
         self._short = False
         self.free_bytes = 0
 
-    def look(self, full: bool) -> str:
-        """Why no new work may be taken, "" where it may. `full`: a write failed for want of room.
+    def look(self, journal: Journal) -> str:
+        """Why no new work may be taken, "" where it may; lets the journal catch up.
 
         The words do not change with the figures: each new one would be a decision of the leader.
+        Raises PlatformFaultError where the journal cannot be written for another reason.
         """
+        full = journal.behind and not journal.catch_up()
         found = os.statvfs(self._path)
         self.free_bytes = found.f_bavail * found.f_frsize
         if found.f_files and found.f_favail < FREE_FILES_MIN:  # 0 files: none are counted

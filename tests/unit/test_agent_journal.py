@@ -313,8 +313,13 @@ def test_a_full_disk_lets_the_next_process_start(
     assert fold(read(path.read_bytes()).records).entries["a", 1].launching
 
 
-def test_a_disk_runs_short_before_it_is_full(tmp_path: Path) -> None:
-    room = Room(tmp_path)
-    assert room.look(full=False) == "" and room.free_bytes > 0
-    assert "full" in room.look(full=True)
-    assert room.look(full=False) == "", "there is far more room than a node needs"
+def test_a_journal_that_is_behind_closes_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, journal = Room(tmp_path), Journal(tmp_path / "journal", ORIGIN)
+    assert room.look(journal) == "" and room.free_bytes > 0
+    with monkeypatch.context() as patch:
+        breaking(patch, errno.ENOSPC)
+        journal.append(TermSeen(term=2))
+        assert "full" in room.look(journal)
+    assert room.look(journal) == "" and not journal.behind
