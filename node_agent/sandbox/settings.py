@@ -59,7 +59,7 @@ class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
     jobs_max: int = JOBS_MAX
     prepared: int = PREPARED
     python: str = ""
-    start_timeout_s: float = 20.0
+    start_timeout_s: float = 60.0
     orphan_grace_s: float = ORPHAN_GRACE_S
 
 

@@ -68,7 +68,7 @@ def plan_of(attack: Attack, require: frozenset[Limit]) -> SandboxPlan:
         else (interpreter(), "-I", "-c", PRELUDE + attack.program)
     )
     fields: dict[str, Any] = {
-        "wall_ms": 20_000,
+        "wall_ms": 120_000,
         "grace_ms": 50,
         "memory_bytes": 128 * MIB,
         "pids_max": 64,

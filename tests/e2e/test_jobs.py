@@ -19,7 +19,7 @@ from outrider.client.view import LedgerView
 from tests.e2e.conftest import Cluster
 
 pytestmark = pytest.mark.slow
-WAIT_S = 60.0
+WAIT_S = 180.0
 
 
 def decisions(cluster: Cluster) -> list[Decision]:

@@ -28,7 +28,7 @@ from node_agent.sandbox.plan import SandboxOutcome
 from node_agent.spool import Piece, Spool
 from node_agent.state import StateDir, boot_id
 
-WAIT_S = 30.0
+WAIT_S = 120.0
 DOMAIN = 122
 
 

@@ -26,7 +26,7 @@ from node_agent.sandbox.settings import SandboxSettings
 from tests.attacks.runner import leftovers
 
 INSTANCE = f"adopt-{os.getpid()}"
-WAIT_S = 20.0
+WAIT_S = 120.0
 
 
 def settings(name: str, **more: Any) -> SandboxSettings:

@@ -42,7 +42,7 @@ def job(sandbox: NativeSandbox, key: str, script: str, **fields: Any) -> Sandbox
     defaults: dict[str, Any] = {
         "argv": ("/bin/sh", "-c", script),
         "require": sandbox.enforcement.enforced,
-        "wall_ms": 20_000,
+        "wall_ms": 120_000,
         "grace_ms": 50,
         "memory_bytes": 64 * MIB,
         "pids_max": 32,

@@ -18,7 +18,7 @@ from tests.attacks.runner import leftovers
 
 INSTANCE = f"prepared-{os.getpid()}"
 PREPARED = 3
-WAIT_S = 20.0
+WAIT_S = 120.0
 
 
 async def started(**fields: Any) -> NativeSandbox:

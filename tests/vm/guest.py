@@ -63,7 +63,7 @@ def _script(command: Sequence[str]) -> str:
     return (
         f"{exports}cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(command)} </dev/null 2>&1\n"
         "echo $? > /vm/status.new && mv /vm/status.new /vm/status\n"
-        "sync\necho o > /proc/sysrq-trigger\nsleep 60\n"
+        "exec /run/busybox poweroff -f\n"  # from memory: virtiofs is gone before the machine is
     )
 
 

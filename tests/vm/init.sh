@@ -15,6 +15,7 @@ cd /root || fail root
 $B mkdir -p vm
 for name in proc sys dev; do $B mount -o move /$name $name || fail "/$name"; done
 $B mount -t tmpfs -o mode=755,nosuid,nodev run run
+$B cp $B run/busybox
 $B mkdir -p dev/pts dev/shm
 $B mount -t devpts -o mode=620,ptmxmode=666 pts dev/pts
 $B mount -t tmpfs -o mode=1777,nosuid,nodev shm dev/shm
