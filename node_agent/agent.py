@@ -9,13 +9,11 @@ import argparse
 import asyncio
 import logging
 import os
-import re
 import signal
 import sys
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -36,13 +34,13 @@ from dataplane.producer import RecordProducer
 from idl.control import ControlBody, Intent, NodeReport
 from idl.dds import topics
 from idl.dds.link import ControlLink
-from idl.errors import ConfigError, OutriderError, PlatformFaultError
+from idl.errors import ConfigError, OutriderError
 from idl.ids import Incarnation, is_valid_name
 from idl.jobs import HOST_NETWORK_LABEL
 from idl.members import merged
 from idl.records import AttemptResult
 from idl.settings import ClusterSettings, load_cluster
-from idl.units import parse_bytes, parse_cpu_millis, parse_ms
+from idl.units import parse_bytes, parse_cpu_millis
 from node_agent.cdi import CDI_DIRS, CdiDevices, read_cdi
 from node_agent.core.attempts import (
     AgentCore,
@@ -62,7 +60,7 @@ from node_agent.core.attempts import (
     SendStatus,
 )
 from node_agent.core.gpus import GpuDevices
-from node_agent.core.journal import Accepted, Forgotten, Leased, Origin, Record, TermSeen
+from node_agent.core.journal import Accepted, Forgotten, Leased, Record, TermSeen
 from node_agent.core.pace import StatusPace
 from node_agent.core.recovery import (
     AdoptAttempt,
@@ -70,10 +68,8 @@ from node_agent.core.recovery import (
     Recovery,
     RecoveryEffect,
     recover,
-    sandbox_key,
 )
-from node_agent.journal import Journal
-from node_agent.keeper import LauncherKeeper
+from node_agent.kept import Kept, open_kept
 from node_agent.lease_timer import LeaseTimer
 from node_agent.metrics import Metrics
 from node_agent.pressure import node_pressure
@@ -87,11 +83,8 @@ from node_agent.report import (
 )
 from node_agent.room import Room
 from node_agent.runner import AttemptRunner, RunnerPorts
-from node_agent.sandbox.plan import SandboxUnavailable
-from node_agent.sandbox.settings import (
-    BACKENDS, ORPHAN_GRACE_S, VISIBLE_PATHS, Backend, SandboxSettings, interpreter_paths,
-)  # fmt: skip
-from node_agent.state import StateDir, boot_id, boot_ms, state_path
+from node_agent.sandbox.settings import BACKENDS, ORPHAN_GRACE_S
+from node_agent.state import boot_ms
 from node_agent.topology.described import load_profile, read_described
 from node_agent.topology.health import HealthWatch
 from node_agent.topology.node import NodeTopology, read_topology
@@ -104,21 +97,6 @@ GPU_HEALTH_S: Final = 10.0
 """Between looks at the GPUs: ten cheap questions each, and whatever events the driver has."""
 
 log = logging.getLogger("agent")
-
-
-class Kept(NamedTuple):
-    """What outlives one process of the agent, opened. `adopted`: the launcher was there before."""
-
-    state: StateDir
-    journal: Journal
-    keeper: LauncherKeeper
-    adopted: bool
-
-    async def close(self) -> None:
-        """The launcher ends, unless jobs were left to it."""
-        await self.keeper.close()
-        self.journal.close()
-        self.state.close()
 
 
 class Agent:
@@ -433,34 +411,6 @@ class Agent:
         return self._report
 
 
-def sandbox_settings(
-    settings: ClusterSettings,
-    node: str,
-    devices: tuple[str, ...],
-    orphan_grace_s: float,
-    allow_host_network: bool = False,
-    mounts: tuple[str, ...] = (),
-    backend: Backend = "native",
-) -> SandboxSettings:
-    """This agent's sandboxes: jobs may also run the interpreter that runs the agent.
-
-    `mounts`: host paths that GPUs need (CDI), shown read-only unless they are seen anyway.
-    """
-    seen = tuple(f"{path}/" for path in VISIBLE_PATHS)
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{settings.cluster}-{node}")
-    return SandboxSettings(
-        backend=backend,
-        instance=name,
-        extra_ro_paths=(
-            *interpreter_paths(),
-            *(path for path in mounts if not path.startswith(seen)),
-        ),
-        devices=devices,
-        orphan_grace_s=orphan_grace_s,
-        allow_host_network=allow_host_network,
-    )
-
-
 class Leaving:
     """Whether jobs are left running at the stop: SIGHUP says so, or the operator always does."""
 
@@ -475,34 +425,6 @@ class Leaving:
     def asked(self) -> bool:
         """True where the next process of this agent is to go on with them."""
         return self._asked
-
-
-async def open_kept(
-    settings: ClusterSettings,
-    options: argparse.Namespace,
-    devices: tuple[str, ...],
-    mounts: tuple[str, ...] = (),
-) -> Kept:
-    """State directory, journal, launcher. Raises ConfigError, PlatformFaultError."""
-    node = options.name
-    grace_s = parse_ms(options.orphan_grace) / 1000
-    state = StateDir(state_path(options.config, settings.state_dir, options.state_dir, node))
-    try:
-        scope = f"{settings.cluster}/{settings.kafka.prefix}{settings.pool}"
-        origin = Origin(scope, node, boot_id(), time.time_ns())
-        journal = Journal(state.journal, origin)
-        state.tidy({sandbox_key(*k) for k, e in journal.state.entries.items() if not e.delivered})
-        sandboxes = sandbox_settings(
-            settings, node, devices, grace_s, options.allow_host_network, mounts, options.sandbox
-        )
-        keeper, adopted = await LauncherKeeper.open(sandboxes, state.path)
-    except SandboxUnavailable as error:
-        state.close()
-        raise PlatformFaultError(str(error)) from error
-    except BaseException:
-        state.close()
-        raise
-    return Kept(state, journal, keeper, adopted)
 
 
 def machine_of(profile: str) -> NodeTopology:

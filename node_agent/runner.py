@@ -234,6 +234,7 @@ class AttemptRunner:
         key = (assign.job, assign.attempt)
         collection = OutputCollection(self._files, assign)
         try:
+            plan_of(assign, self._node, self._ports.gpus)  # raises before anything is fetched
             payload = b""
             if assign.payload is not None:
                 payload = await self._ports.fetcher.fetch(assign.payload)

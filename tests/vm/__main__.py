@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from idl.errors import PlatformFaultError
 from tests.vm.guest import run_in_guest
 from tests.vm.parts import Unavailable, find_parts
 
@@ -66,6 +67,9 @@ def main(argv: list[str]) -> int:
     except Unavailable as error:
         print(f"skipped: {error}")
         return EXIT_SKIPPED
+    except PlatformFaultError as error:
+        print(error, file=sys.stderr)
+        return 1
     finally:
         shutil.rmtree(shared, ignore_errors=True)
     if status is None:

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+from idl.errors import PlatformFaultError
 from tests.vm.parts import Parts, Unavailable
 
 INIT: Final = Path(__file__).with_name("init.sh")
@@ -31,8 +32,8 @@ def run_in_guest(
 ) -> int | None:
     """Runs `command` as root in the present directory; its exit status, None past `limit_s`.
 
-    `shared` is its /vm. `show` gets the console's lines as they come. Raises Unavailable where the
-    guest does not come up.
+    `shared` is its /vm. `show` gets the console's lines as they come. Raises Unavailable where no
+    directory can be served, PlatformFaultError where the guest comes up and fails.
     """
     (shared / "run.sh").write_text(_script(command))
     console = shared / "console"
@@ -52,7 +53,7 @@ def run_in_guest(
     if timed_out:
         return None
     words = console.read_text(errors="replace").strip()[-400:]
-    raise Unavailable(f"the guest ended before its command did: {words}")
+    raise PlatformFaultError(f"the guest ended before its command did: {words}")
 
 
 def _script(command: Sequence[str]) -> str:

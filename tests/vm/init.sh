@@ -21,7 +21,7 @@ $B mount -t devpts -o mode=620,ptmxmode=666 pts dev/pts
 $B mount -t tmpfs -o mode=1777,nosuid,nodev shm dev/shm
 $B mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup sys/fs/cgroup || fail cgroup2
 $B mount -t virtiofs vm vm || fail "the directory for results"
-$B mkdir -p disk && $B mount -t ext4 -o ro /dev/vda disk || fail "the disk"
+$B mkdir -p disk && $B mount -t ext4 -o ro dev/vda disk || fail "the disk"
 $B ln -sf /proc/self/fd dev/fd
 $B hostname outrider-guest
 $B ifconfig lo 127.0.0.1 up
