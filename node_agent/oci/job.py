@@ -93,6 +93,7 @@ class OciJob(Job):
         self._container_pid = -1
         self._init_status: int | None = None
         self._wanted: dict[str, int] = {}
+        self.failed = False  # the runtime did not start it; what it began is still to be reaped
         self._removal = Removal(cgroup)
         self.spent: list[int] = []  # descriptors of what has ended, to be unwatched and closed
 
@@ -211,9 +212,14 @@ class OciJob(Job):
 
     def pids(self) -> set[int]:
         """Children of ours that belong to it, also a container that we were not told of yet."""
-        told = _read(f"{self._bundle}/pid").strip()
+        told = "" if self.failed else _read(f"{self._bundle}/pid").strip()
         mine = {self._runtime_pid, self._holder_pid, self._container_pid}
         return mine | ({int(told)} if told.isdigit() else set())
+
+    @property
+    def ended(self) -> bool:
+        """Nothing of its pid namespace is left."""
+        return self._holder_pid <= 0
 
     # --- stopping -----------------------------------------------------------------------------
     def _signal(self, number: int) -> None:
@@ -279,7 +285,7 @@ class OciJob(Job):
 
     def _blame(self, code: int) -> None:
         """The runtime could not start the job: whose fault that is, from its log."""
-        self.started = False
+        self.started, self.failed = False, True
         fault = fault_of(_read(f"{self._bundle}/log"))
         name = self._shared.runtime.name
         if fault is None:

@@ -16,7 +16,7 @@ import shutil
 import sys
 
 from node_agent.launcher import kernel, probe, rootfs, setup
-from node_agent.launcher.cgroups import PREFIX, find_hierarchies, open_tree, remove_dead
+from node_agent.launcher.cgroups import PREFIX, Remains, find_hierarchies, open_tree, remove_dead
 from node_agent.launcher.child import JobSpec, Shape
 from node_agent.launcher.jobs import Job
 from node_agent.launcher.limits import ON_DEMAND_V1, Limits
@@ -145,6 +145,18 @@ _LOOKS = 250
 _REAP_EVERY_JOBS = 16
 
 
+class _Orphans(Remains):
+    """The half-made container of a runtime that failed is a child of ours that nobody named; until
+    it is reaped its pid namespace, and so our init in it, cannot end (pid_namespaces(7))."""
+
+    def __init__(self, launcher: OciLauncher, job: OciJob) -> None:
+        self._launcher, self._job = launcher, job
+
+    def remove(self) -> bool:
+        self._launcher.reap_strangers()
+        return self._job.ended
+
+
 class OciLauncher(Launcher):
     """Owns the jobs of one agent, each a container."""
 
@@ -201,6 +213,8 @@ class OciLauncher(Launcher):
             self._announce(job)
         if ended is None:
             self._follow(job)
+            if isinstance(job, OciJob) and job.failed:
+                self._dying.append(_Orphans(self, job))
             return
         if not job.key:
             self._prepared.ended(job)
@@ -210,9 +224,9 @@ class OciLauncher(Launcher):
         self._conclude(job, ended)
         self._ends += 1
         if self._ends % _REAP_EVERY_JOBS == 0:
-            self._reap_strangers()
+            self.reap_strangers()
 
-    def _reap_strangers(self) -> None:
+    def reap_strangers(self) -> None:
         """Helpers that a runtime left behind became our children; nobody else waits for them."""
         known = {
             pid for job in self._jobs.values() if isinstance(job, OciJob) for pid in job.pids()
@@ -246,7 +260,7 @@ class OciLauncher(Launcher):
         for group in groups:  # a runtime also makes /<job> where only some jobs need it
             if group.fd >= 0:
                 remove_dead(group.parent_fd, group.name, group.fd)
-        self._reap_strangers()
+        self.reap_strangers()
         for stray in self._env.strays:
             stray.remove()
         shared = self._env.shared
