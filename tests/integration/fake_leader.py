@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import get_args
 
 from dataplane.core.claimcheck import location_of
 from dataplane.ledger import LedgerWriter
@@ -31,9 +32,7 @@ from idl.units import GIB
 POOL = PoolName("main")
 QUEUE = QueueName("default")
 START_MS = 1_760_000_000_000
-EVERYTHING: tuple[LimitName, ...] = (
-    "memory", "pids", "cpu", "network", "filesystem", "seccomp", "disk", "wall_time",
-)  # fmt: skip
+EVERYTHING: tuple[LimitName, ...] = get_args(LimitName)
 
 
 class FakeLeader:

@@ -23,7 +23,7 @@ SEEDS_PER_TEST = 20
 FAILED_ONCE = (389,)
 """389: intents to a node that came back before its attempts were given up were dropped."""
 SEEDS_FOR_PLANT = 300
-SHARES_KIND = 40
+SHARES_KIND = 60
 """Seeds whose coverage is looked at: enough for every kind of decision."""
 
 
