@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from node_agent.oci.runtime import RuntimeUnusable, find
 from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import MIB, SandboxPlan
 from node_agent.sandbox.settings import Backend, SandboxSettings
+from tests.attacks.modes import require_runtime
 from tests.attacks.runner import leftovers
 
 INSTANCE = f"oci-{os.getpid()}"
@@ -22,12 +22,7 @@ pytestmark = pytest.mark.root
 
 
 def settings(backend: Backend) -> SandboxSettings:
-    if os.geteuid() != 0:
-        pytest.skip("container runtimes are run as root")
-    try:
-        find(backend)
-    except RuntimeUnusable as error:
-        pytest.skip(str(error))
+    require_runtime(backend)
     return SandboxSettings(instance=f"{INSTANCE}-{backend}", backend=backend)
 
 
