@@ -174,11 +174,12 @@ class Intake:
             asyncio.get_running_loop().run_in_executor(None, tail.close)
 
     async def backlog(self) -> dict[QueueName, int]:
-        """Unread records per queue; empty while closed. Raises BrokerUnavailableError."""
+        """Unread records per queue, on the embedded broker but for the last batch; empty while
+        closed. Raises BrokerUnavailableError."""
         if self._tail is None:
             return {}
         unread: dict[QueueName, int] = {}
-        for (topic, partition), end in (await self._tail.end_offsets()).items():
+        for (topic, partition), end in (await self._tail.end_offsets(exact=False)).items():
             queue = self._names.queue_of(topic)
             if queue is not None:
                 behind = max(0, end - self._next.get((topic, partition), 0))
