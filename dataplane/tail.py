@@ -44,6 +44,9 @@ WATERMARK_TIMEOUT_S: Final = 2.0
 BRISK_FETCH_WAIT_MS: Final = 25
 """Of a tail that once stood by. librdkafka has one fetch at a broker at a time: a partition that
 becomes ready a moment after the others waits until theirs is answered (measured: 0.1–0.5 s)."""
+STANDBY_METADATA_MS: Final = 15 * 60_000
+"""librdkafka forgets topics that it does not read after three refreshes, 3 s here: a standby that
+waited longer had to ask for their leaders again when it was elected, 0.15 to 0.3 s."""
 CHECK_AFTER_GO_S: Final = 0.2
 """A tail that leaves its standby reads first: asking where partitions end takes a round trip each,
 and Apache Kafka itself refuses a position that does not exist."""
@@ -218,6 +221,7 @@ class Tail:
             if self._standby:
                 wait_ms = min(FETCH_WAIT_MS[self._settings.kind], BRISK_FETCH_WAIT_MS)
                 extra["fetch.wait.max.ms"] = wait_ms
+                extra["metadata.max.age.ms"] = STANDBY_METADATA_MS
             consumer = open_consumer(self._settings, self._name, **extra)
         except PlatformFaultError as error:
             self._fail(error)
