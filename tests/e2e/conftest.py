@@ -1,7 +1,12 @@
 """A real local cluster per module: broker, three coordinators, two agents, as processes."""
 
-from collections.abc import Iterator
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -47,6 +52,25 @@ class Cluster:
     def sh(self, script: str, **more: object) -> Job:
         """A shell one-liner."""
         return self.job("/bin/sh", "-c", script, **more)
+
+
+def wait_until(condition: Callable[[], bool], what: str, wait_s: float) -> None:
+    """Returns once it holds; fails with `what` where it does not within `wait_s`."""
+    deadline = time.monotonic() + wait_s
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def answer_of(cluster: LocalCluster, *words: str, code: int = 0, wait_s: float) -> Any:
+    """A command's JSON answer, or its stderr where it has to fail."""
+    done = subprocess.run(
+        [sys.executable, "-m", "outrider.cli.main", *words, "--json",
+         "--config", str(cluster.config_path)],
+        capture_output=True, text=True, check=False, timeout=wait_s,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout) if not code else done.stderr
 
 
 @pytest.fixture(scope="module")

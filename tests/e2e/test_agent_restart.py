@@ -4,7 +4,8 @@ import os
 import signal
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from idl.settings import NodeTiming
 from outrider.client.client import Client, Handle
 from outrider.local.cluster import LocalCluster, LocalOptions
 from outrider.local.process import MARK_VARIABLE, find_marked, is_alive
-from tests.e2e.conftest import Cluster
+from tests.e2e.conftest import Cluster, wait_until
 
 pytestmark = pytest.mark.slow
 WAIT_S = 60.0
@@ -32,11 +33,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(local, client)
 
 
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
+eventually = partial(wait_until, wait_s=WAIT_S)
 
 
 def launcher_of(cluster: Cluster, node: str) -> int:

@@ -3,8 +3,8 @@
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from outrider.cli.cluster import node_document
 from outrider.client.client import Client
 from outrider.local.cluster import LocalCluster, LocalOptions
 from outrider.local.process import is_alive
-from tests.e2e.conftest import Cluster
+from tests.e2e.conftest import Cluster, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -69,11 +69,7 @@ def small(tmp_path: Path) -> Iterator[Small]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
+eventually = partial(wait_until, wait_s=WAIT_S)
 
 
 def test_a_full_disk_drains_the_node_and_nothing_is_lost(small: Small, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Exclusive jobs on real processes: the old attempt is dead before the next one begins."""
 
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from idl.ledger import Released
 from idl.settings import NodeTiming
 from outrider.client.client import Client, Handle
 from outrider.local.cluster import LocalCluster, LocalOptions
-from tests.e2e.conftest import Cluster
+from tests.e2e.conftest import Cluster, wait_until
 
 pytestmark = pytest.mark.slow
 WAIT_S = 90.0
@@ -38,11 +38,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(local, client)
 
 
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
+eventually = partial(wait_until, wait_s=WAIT_S)
 
 
 def begun(cluster: Cluster, mark: str) -> tuple[Handle, str]:

@@ -6,6 +6,7 @@ import signal
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,17 +19,13 @@ from idl.errors import PlatformFaultError
 from idl.ids import Incarnation
 from idl.jobs import JobSpec
 from outrider.local.process import is_alive
-from tests.e2e.conftest import Cluster
+from tests.e2e.conftest import Cluster, wait_until
 
 pytestmark = pytest.mark.slow
 WAIT_S = 60.0
 
 
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
+eventually = partial(wait_until, wait_s=WAIT_S)
 
 
 def get(cluster: Cluster, process: str, path: str) -> str:

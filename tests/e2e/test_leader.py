@@ -1,14 +1,11 @@
 """The lead on real processes: handed over, taken over, told why; snapshots written and used."""
 
 import itertools
-import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -20,6 +17,7 @@ from idl.ledger import TermStarted
 from idl.settings import ClusterSettings, ElectionSettings, SnapshotSettings
 from outrider.client.view import LedgerView
 from outrider.local.cluster import LocalCluster, LocalOptions
+from tests.e2e.conftest import answer_of
 from tests.integration.conftest import require_apache
 
 pytestmark = pytest.mark.timeout(120)
@@ -46,15 +44,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
             load.close()
 
 
-def outrider(cluster: LocalCluster, *words: str, code: int = 0) -> Any:
-    """A command's JSON answer, or its stderr where it has to fail."""
-    done = subprocess.run(
-        [sys.executable, "-m", "outrider.cli.main", *words, "--json",
-         "--config", str(cluster.config_path)],
-        capture_output=True, text=True, check=False, timeout=WAIT_S,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return json.loads(done.stdout) if not code else done.stderr
+outrider = partial(answer_of, wait_s=WAIT_S)
 
 
 def leads(cluster: LocalCluster) -> tuple[str, int]:

@@ -8,8 +8,8 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -22,6 +22,7 @@ from idl.members import CoordinatorPeer
 from outrider.client.view import LedgerView
 from outrider.local import machine
 from outrider.local.cluster import LocalCluster, LocalOptions
+from tests.e2e.conftest import answer_of
 
 pytestmark = pytest.mark.timeout(400)
 WAIT_S = 60
@@ -40,15 +41,7 @@ def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
             load.close()
 
 
-def outrider(cluster: LocalCluster, *words: str, code: int = 0) -> Any:
-    """A command's JSON answer, or its stderr where it has to fail."""
-    done = subprocess.run(
-        [sys.executable, "-m", "outrider.cli.main", *words, "--json",
-         "--config", str(cluster.config_path)],
-        capture_output=True, text=True, check=False, timeout=WAIT_S,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return json.loads(done.stdout) if not code else done.stderr
+outrider = partial(answer_of, wait_s=WAIT_S)
 
 
 class Fourth:

@@ -21,11 +21,12 @@ from node_agent.core.gpus import GpuDevices
 from node_agent.core.results import plan_of
 from node_agent.report import gpu_devices, with_devices
 from node_agent.sandbox.native import NativeSandbox
-from node_agent.sandbox.plan import SandboxOutcome, SandboxUnavailable
+from node_agent.sandbox.plan import SandboxOutcome
 from node_agent.sandbox.settings import SandboxSettings, interpreter, interpreter_paths
 from node_agent.topology.health import HealthWatch
 from node_agent.topology.node import NodeTopology, read_topology
 from node_agent.topology.nvml import connect_nvml
+from tests.integration.sandboxes import started_or_skip
 
 pytestmark = pytest.mark.gpu
 
@@ -82,10 +83,7 @@ async def sandbox(devices: GpuDevices) -> AsyncIterator[NativeSandbox]:
         instance=f"gpu-test-{os.getpid()}", devices=devices.paths,
         extra_ro_paths=interpreter_paths(),
     )  # fmt: skip
-    try:
-        started = await NativeSandbox.start(settings)
-    except SandboxUnavailable as error:
-        pytest.skip(f"no sandbox on this machine: {error}")
+    started = await started_or_skip(settings)
     yield started
     await started.close()
 

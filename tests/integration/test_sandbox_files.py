@@ -19,11 +19,11 @@ from node_agent.sandbox.plan import (
     PlanRefused,
     SandboxOutcome,
     SandboxPlan,
-    SandboxUnavailable,
 )
 from node_agent.sandbox.settings import SandboxSettings, interpreter, interpreter_paths
 from node_agent.sandbox.streams import pack
 from tests.attacks.runner import leftovers
+from tests.integration.sandboxes import started_or_skip
 
 INSTANCE = f"files-{os.getpid()}"
 
@@ -31,10 +31,7 @@ INSTANCE = f"files-{os.getpid()}"
 @pytest.fixture
 async def sandbox() -> AsyncIterator[NativeSandbox]:
     settings = SandboxSettings(instance=INSTANCE, extra_ro_paths=interpreter_paths())
-    try:
-        started = await NativeSandbox.start(settings)
-    except SandboxUnavailable as error:
-        pytest.skip(f"no sandbox on this machine: {error}")
+    started = await started_or_skip(settings)
     before = len(list(Path("/proc/self/fd").iterdir()))
     yield started
     assert len(list(Path("/proc/self/fd").iterdir())) == before, "a job's descriptors are left open"

@@ -12,18 +12,16 @@ import pytest
 
 from node_agent.launcher.kernel import boot_ms
 from node_agent.sandbox.native import NativeSandbox
-from node_agent.sandbox.plan import MIB, SandboxOutcome, SandboxPlan, SandboxUnavailable
+from node_agent.sandbox.plan import MIB, SandboxOutcome, SandboxPlan
 from node_agent.sandbox.settings import SandboxSettings
+from tests.integration.sandboxes import started_or_skip
 
 INSTANCE = f"lease-{os.getpid()}"
 
 
 @pytest.fixture
 async def sandbox() -> AsyncIterator[NativeSandbox]:
-    try:
-        started = await NativeSandbox.start(SandboxSettings(instance=INSTANCE))
-    except SandboxUnavailable as error:
-        pytest.skip(f"no sandbox on this machine: {error}")
+    started = await started_or_skip(SandboxSettings(instance=INSTANCE))
     yield started
     await started.close()
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from node_agent.sandbox.native import NativeSandbox
-from node_agent.sandbox.plan import MIB, Limit, SandboxOutcome, SandboxPlan, SandboxUnavailable
+from node_agent.sandbox.plan import MIB, Limit, SandboxOutcome, SandboxPlan
 from node_agent.sandbox.settings import SandboxSettings, interpreter, interpreter_paths
 from tests.attacks.runner import leftovers
+from tests.integration.sandboxes import started_or_skip
 
 INSTANCE = f"limits-{os.getpid()}"
 
@@ -21,10 +22,7 @@ INSTANCE = f"limits-{os.getpid()}"
 @pytest.fixture
 async def sandbox() -> AsyncIterator[NativeSandbox]:
     settings = SandboxSettings(instance=INSTANCE, extra_ro_paths=interpreter_paths())
-    try:
-        started = await NativeSandbox.start(settings)
-    except SandboxUnavailable as error:
-        pytest.skip(f"no sandbox on this machine: {error}")
+    started = await started_or_skip(settings)
     yield started
     await started.close()
     assert leftovers(INSTANCE) == []

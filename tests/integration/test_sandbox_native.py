@@ -23,16 +23,14 @@ from node_agent.sandbox.plan import (
 )
 from node_agent.sandbox.settings import SandboxSettings
 from tests.attacks.runner import leftovers
+from tests.integration.sandboxes import started_or_skip
 
 INSTANCE = f"test-{os.getpid()}"
 
 
 @pytest.fixture
 async def sandbox() -> AsyncIterator[NativeSandbox]:
-    try:
-        started = await NativeSandbox.start(SandboxSettings(instance=INSTANCE))
-    except SandboxUnavailable as error:
-        pytest.skip(f"no sandbox on this machine: {error}")
+    started = await started_or_skip(SandboxSettings(instance=INSTANCE))
     yield started
     await started.close()
     assert leftovers(INSTANCE) == []
@@ -71,10 +69,7 @@ def test_jobs_run_under_uvloop() -> None:
     uvloop = pytest.importorskip("uvloop")
 
     async def once() -> None:
-        try:
-            started = await NativeSandbox.start(SandboxSettings(instance=INSTANCE + "-uv"))
-        except SandboxUnavailable as error:
-            pytest.skip(f"no sandbox on this machine: {error}")
+        started = await started_or_skip(SandboxSettings(instance=INSTANCE + "-uv"))
         try:
             chunks: list[bytes] = []
             plan = job(started, "a", "cat; cp /bin/true result")
@@ -192,10 +187,7 @@ async def test_bad_plans_are_refused_before_launch(sandbox: NativeSandbox) -> No
 async def test_the_network_profile_opens_the_host_s_network_and_nothing_else() -> None:
     """Only where the operator allows it; every other limit is still required."""
     settings = SandboxSettings(instance=INSTANCE + "-net", allow_host_network=True)
-    try:
-        opened = await NativeSandbox.start(settings)
-    except SandboxUnavailable as error:
-        pytest.skip(f"no sandbox on this machine: {error}")
+    opened = await started_or_skip(settings)
     require = opened.enforcement.enforced - {Limit.NETWORK}
     script = "grep -c : /proc/net/dev; ls /home /root 2>/dev/null; echo x > /usr/x"
     try:
@@ -219,10 +211,7 @@ async def test_large_payload_and_result_pass_through(sandbox: NativeSandbox) -> 
 
 async def test_a_dead_launcher_takes_its_jobs_along_and_is_swept() -> None:
     instance = INSTANCE + "-dead"
-    try:
-        first = await NativeSandbox.start(SandboxSettings(instance=instance))
-    except SandboxUnavailable as error:
-        pytest.skip(f"no sandbox on this machine: {error}")
+    first = await started_or_skip(SandboxSettings(instance=instance))
     started = [asyncio.Event() for _ in range(3)]
     running = [
         asyncio.create_task(
