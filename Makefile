@@ -25,11 +25,11 @@ runtimes:  ## crun and runc, for the tests that run jobs by them; without root t
 		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends crun runc; } >/dev/null 2>&1 \
 		|| echo 'crun and runc cannot be installed here: their tests are skipped' >&2
 
-test: $(STAMP)  ## every test: pure cores, properties, real brokers, real sandboxes, the demo
+test: $(STAMP) runtimes  ## every test: pure cores, properties, real brokers, real sandboxes, the demo
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-test-oci: $(STAMP) runtimes  ## the attacks and the sandbox's tests on crun and runc (root; minutes)
-	OUTRIDER_TEST_OCI=1 $(BIN)/python -m pytest tests/attacks tests/integration/test_sandbox_oci.py -k "crun or runc or backend" $(PYTEST_FLAGS)
+test-oci: $(STAMP) runtimes  ## of these the attacks and the sandbox's tests on container runtimes (root)
+	$(BIN)/python -m pytest tests/attacks tests/integration/test_sandbox_oci.py tests/integration/test_oci_children.py -k "crun or runc or backend or oci" $(PYTEST_FLAGS)
 
 test-vm: $(STAMP)  ## the agent's suite in a guest with cgroup v2 and two NUMA nodes (root, apt; 77 = skipped)
 	@$(BIN)/python -m tests.vm $(VM_FLAGS) || { code=$$?; [ $$code -eq 77 ] || exit $$code; }

@@ -30,6 +30,7 @@ from node_agent.launcher.jobs import Job
 from node_agent.launcher.limits import CPU_PERIOD_US
 from node_agent.oci import config, holder
 from node_agent.oci.cgroups import Found, observe
+from node_agent.oci.children import Children, kill_group
 from node_agent.oci.runtime import Runtime, fault_of
 
 _LOG_BYTES_MAX = 1 << 16
@@ -45,6 +46,7 @@ class OciShared(Shared):
     def __init__(self, runtime: Runtime, home: str) -> None:
         super().__init__()
         self.runtime = runtime
+        self.children: Children
         self.home = home
         self.root = f"{home}/root"
         self.empty = f"{home}/empty"
@@ -66,15 +68,26 @@ class Removal(Remains):
 
     def __init__(self, cgroup: JobCgroup) -> None:
         self._cgroup, self.bundle = cgroup, ""
-        self.deleting = -1  # pid of `<runtime> delete`
+        self._children: Children
+        self._deleting = -1  # pid of `<runtime> delete`
+
+    def begin(self, shared: OciShared, name: str) -> None:
+        """Let the runtime forget the container, in the background. Raises OSError."""
+        self._children = shared.children
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            command = shared.command("delete", "--force", name)
+            self._deleting = shared.children.know(_spawn(command, [null] * 3))
+        finally:
+            os.close(null)
 
     def remove(self) -> bool:
         """One look; never blocks."""
-        if self.deleting > 0:
-            pid, _ = os.waitpid(self.deleting, os.WNOHANG)
-            if pid == 0:
+        if self._deleting > 0:
+            if self._children.wait(self._deleting) is None:
                 return False
-            self.deleting = -1
+            self._deleting = -1
+            self._cgroup.kill()  # a helper that a failed runtime left there
             kernel.umount(f"{self.bundle}/work")
             shutil.rmtree(self.bundle, ignore_errors=True)
         return self._cgroup.remove()
@@ -93,7 +106,6 @@ class OciJob(Job):
         self._container_pid = -1
         self._init_status: int | None = None
         self._wanted: dict[str, int] = {}
-        self.failed = False  # the runtime did not start it; what it began is still to be reaped
         self._removal = Removal(cgroup)
         self.spent: list[int] = []  # descriptors of what has ended, to be unwatched and closed
 
@@ -129,6 +141,7 @@ class OciJob(Job):
         self._holder_pid = kernel.clone3(namespaces, pidfd)
         if self._holder_pid == 0:
             holder.run(self._shared, self._ids, self._theirs, self._shared.empty)
+        self._shared.children.know(self._holder_pid)
         self._holder_fd = self.pidfd = pidfd.value
 
     def assign(self, spec: JobSpec, stdio: list[int], disks: list[str]) -> None:
@@ -205,25 +218,17 @@ class OciJob(Job):
         log = f"{self._bundle}/log"
         command = [*shared.command("--log", log, "--log-format", "json", "run"), *words, self._name]
         into = self.cgroup.into_fd if shared.tree.kind == "hybrid" else None
-        self._runtime_pid = _spawn_in(into, command, stdio)
+        pid = _spawn_in(into, command, stdio)
+        self._runtime_pid = shared.children.know_starter(pid, f"{self._bundle}/pid")
         self._watch_instead(os.pidfd_open(self._runtime_pid))
         if not shared.runtime.detaches:
             self.started = True  # it cannot be told from outside; failures are told by the log
 
-    def pids(self) -> set[int]:
-        """Children of ours that belong to it, also a container that we were not told of yet."""
-        told = "" if self.failed else _read(f"{self._bundle}/pid").strip()
-        mine = {self._runtime_pid, self._holder_pid, self._container_pid}
-        return mine | ({int(told)} if told.isdigit() else set())
-
-    @property
-    def ended(self) -> bool:
-        """Nothing of its pid namespace is left."""
-        return self._holder_pid <= 0
-
     # --- stopping -----------------------------------------------------------------------------
     def _signal(self, number: int) -> None:
         """To everything in the job, by way of its init."""
+        if self._runtime_pid > 0 and number == signal.SIGKILL:
+            kill_group(self._runtime_pid)  # also its helpers outside of the namespace
         if self._holder_fd >= 0:
             _send(self._holder_fd, number)
         elif self._shared.runtime.detaches:
@@ -237,14 +242,16 @@ class OciJob(Job):
     # --- the end ------------------------------------------------------------------------------
     def reap(self) -> int | None:
         """One step on whatever ``pidfd`` watches; the job's wait status at its very end."""
-        if self.shape.probe:
+        if self.shape.probe:  # nobody else looks meanwhile
             self._look()
+            self._shared.children.reap_strangers()
         if self._runtime_pid > 0:
             return self._on_runtime_exit()
         if self._container_pid > 0:
-            pid, status, usage = os.wait4(self._container_pid, os.WNOHANG)
-            if pid == 0 or not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+            dead = self._shared.children.wait(self._container_pid)
+            if dead is None:
                 return None
+            status, usage = dead
             self.usage_cpu_us = int((usage.ru_utime + usage.ru_stime) * 1_000_000)
             self.usage_rss_bytes = usage.ru_maxrss * 1024
             self._container_pid, self.status = -1, status
@@ -252,25 +259,26 @@ class OciJob(Job):
         return self._all_dead(self.status or 0)
 
     def _on_runtime_exit(self) -> int | None:
-        pid, status = os.waitpid(self._runtime_pid, os.WNOHANG)
-        if pid == 0:
+        children, starter = self._shared.children, self._runtime_pid
+        code = children.wait_starter(starter)
+        if code is None:
             return None
         self._runtime_pid = -1
-        code = os.waitstatus_to_exitcode(status)
         if not self._shared.runtime.detaches:
+            children.failed(starter)  # the container was its child, and so is nobody's now
             return self._foreground_ended(code)
-        try:
-            if code != 0:
-                raise OSError(errno.ECHILD, "the runtime failed")
-            self._container_pid = int(_read(f"{self._bundle}/pid"))
-            fd = os.pidfd_open(self._container_pid)
-        except (OSError, ValueError):
-            self._container_pid = -1
-            self._blame(code)
-            return self._all_dead(0)
-        self._watch_instead(fd)
-        self.started = True
-        return self.reap()
+        if code == 0:
+            try:
+                self._container_pid, fd = children.started(starter)
+            except (OSError, ValueError):
+                pass  # it named no child of ours: as failed
+            else:
+                self._watch_instead(fd)
+                self.started = True
+                return self.reap()
+        children.failed(starter)
+        self._blame(code)
+        return self._all_dead(0)
 
     def _foreground_ended(self, code: int) -> int:
         failed = fault_of(_read(f"{self._bundle}/log"))
@@ -285,7 +293,7 @@ class OciJob(Job):
 
     def _blame(self, code: int) -> None:
         """The runtime could not start the job: whose fault that is, from its log."""
-        self.started, self.failed = False, True
+        self.started = False
         fault = fault_of(_read(f"{self._bundle}/log"))
         name = self._shared.runtime.name
         if fault is None:
@@ -302,8 +310,7 @@ class OciJob(Job):
             self.ended_at = time.monotonic()
         if self._holder_pid > 0:
             _send(self._holder_fd, signal.SIGKILL)
-            pid, _ = os.waitpid(self._holder_pid, os.WNOHANG)
-            if pid == 0:
+            if self._shared.children.wait(self._holder_pid) is None:
                 self._watch_instead(self._holder_fd)
                 return None
             self._holder_pid = -1
@@ -346,12 +353,6 @@ class OciJob(Job):
         with open(f"{self._bundle}/work/go", "w", encoding="utf-8"):
             pass
 
-    def _end_holder(self) -> None:
-        if self._holder_pid > 0:
-            _send(self._holder_fd, signal.SIGKILL)
-            os.waitpid(self._holder_pid, 0)
-            self._holder_pid = -1
-
     def close(self) -> None:
         """Close every descriptor; the runtime's record goes in the background."""
         for fd in {*self.spent, self._holder_fd} - {-1, self.pidfd}:
@@ -359,10 +360,7 @@ class OciJob(Job):
         self.spent.clear()
         self._holder_fd = -1
         if self._bundle and os.path.isdir(self._bundle):
-            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            command = self._shared.command("delete", "--force", self._name)
-            self._removal.deleting = _spawn(command, [null] * 3)
-            os.close(null)
+            self._removal.begin(self._shared, self._name)
         super().close()
 
 

@@ -16,16 +16,17 @@ import shutil
 import sys
 
 from node_agent.launcher import kernel, probe, rootfs, setup
-from node_agent.launcher.cgroups import PREFIX, Remains, find_hierarchies, open_tree, remove_dead
+from node_agent.launcher.cgroups import PREFIX, find_hierarchies, open_tree, remove_dead
 from node_agent.launcher.child import JobSpec, Shape
 from node_agent.launcher.jobs import Job
 from node_agent.launcher.limits import ON_DEMAND_V1, Limits
-from node_agent.launcher.main import Launcher
+from node_agent.launcher.main import Doors, Launcher
 from node_agent.launcher.main import main as serve
 from node_agent.launcher.rootfs import StepError
 from node_agent.launcher.setup import Environment
 from node_agent.oci import cgroups as confined
-from node_agent.oci.job import OciJob, OciShared, Removal
+from node_agent.oci.children import Children
+from node_agent.oci.job import OciJob, OciShared
 from node_agent.oci.runtime import Runtime
 
 _PROBE_PREFIX = "/tmp/.python"  # jobs never see it: their own /tmp covers it
@@ -60,6 +61,10 @@ def prepare(settings: dict[str, object], slots: int, agent_pid: int) -> OciEnvir
     try:
         # Containers whose runtime has gone are ours to wait for; prctl(2).
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+        shared.children = Children()
+    except OSError as error:
+        raise StepError("children of a kernel with CONFIG_PROC_CHILDREN", error) from error
+    try:
         kernel.unshare(kernel.CLONE_NEWNS)
         kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
         _folders(shared)
@@ -141,27 +146,14 @@ def _probe_command(pids_max: int, own_kernel: bool) -> list[str]:
 _LOOKS = 250
 
 
-# A zombie is a process number; a runtime leaves one or two a job.
-_REAP_EVERY_JOBS = 16
-
-
-class _Orphans(Remains):
-    """The half-made container of a runtime that failed is a child of ours that nobody named; until
-    it is reaped its pid namespace, and so our init in it, cannot end (pid_namespaces(7))."""
-
-    def __init__(self, launcher: OciLauncher, job: OciJob) -> None:
-        self._launcher, self._job = launcher, job
-
-    def remove(self) -> bool:
-        self._launcher.reap_strangers()
-        return self._job.ended
-
-
 class OciLauncher(Launcher):
     """Owns the jobs of one agent, each a container."""
 
     _env: OciEnvironment
-    _ends = 0
+
+    def __init__(self, doors: Doors, environment: Environment, settings: dict[str, object]) -> None:
+        super().__init__(doors, environment, settings)
+        self._poll.register(self._env.shared.children.signal_fd, select.EPOLLIN)
 
     @staticmethod
     def set_up(settings: dict[str, object], slots: int, agent_pid: int) -> OciEnvironment:
@@ -213,8 +205,6 @@ class OciLauncher(Launcher):
             self._announce(job)
         if ended is None:
             self._follow(job)
-            if isinstance(job, OciJob) and job.failed:
-                self._dying.append(_Orphans(self, job))
             return
         if not job.key:
             self._prepared.ended(job)
@@ -222,24 +212,13 @@ class OciLauncher(Launcher):
             return
         self._follow(job)
         self._conclude(job, ended)
-        self._ends += 1
-        if self._ends % _REAP_EVERY_JOBS == 0:
-            self.reap_strangers()
 
-    def reap_strangers(self) -> None:
-        """Helpers that a runtime left behind became our children; nobody else waits for them."""
-        known = {
-            pid for job in self._jobs.values() if isinstance(job, OciJob) for pid in job.pids()
-        }
-        known |= {left.deleting for left in self._dying if isinstance(left, Removal)}
-        try:
-            with open("/proc/thread-self/children", encoding="utf-8") as file:
-                children = file.read().split()
-        except OSError:
-            return  # a kernel without CONFIG_PROC_CHILDREN: they wait for our own end
-        for pid in map(int, children):
-            if pid not in known:
-                os.waitpid(pid, os.WNOHANG)
+    def _on_ready(self, fd: int) -> None:
+        children = self._env.shared.children
+        if fd == children.signal_fd:
+            children.reap_strangers()
+        else:
+            super()._on_ready(fd)
 
     def describe(self, outcome: dict[str, object]) -> dict[str, object]:
         """What the self-test saw of its own cgroups, not what was asked of the runtime."""
@@ -260,7 +239,7 @@ class OciLauncher(Launcher):
         for group in groups:  # a runtime also makes /<job> where only some jobs need it
             if group.fd >= 0:
                 remove_dead(group.parent_fd, group.name, group.fd)
-        self.reap_strangers()
+        self._env.shared.children.end_all()
         for stray in self._env.strays:
             stray.remove()
         shared = self._env.shared

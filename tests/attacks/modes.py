@@ -1,5 +1,5 @@
-"""Starts the attack runner once per mode: native as root and as an ordinary user, and the container
-runtimes, where they are asked for (`make test-oci`): they take minutes."""
+"""Starts the attack runner once per mode: native as root and as an ordinary user, and by the
+container runtimes that are installed here."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ SYSTEM_PYTHON = "/usr/bin/python3"
 # A whole run takes seconds, in an emulated guest minutes; a hang is ended by the test's own limit.
 RUN_TIMEOUT_S = 1_700
 
-# The OCI backend is experimental (ADR 0009): its runs are long and can leave a launcher behind.
-OCI_VARIABLE = "OUTRIDER_TEST_OCI"
 MODES = ("root", "userns", "crun", "runc")
 
 
@@ -39,11 +37,7 @@ def backend_of(mode: str) -> Backend:
 
 
 def require_runtime(backend: Backend) -> None:
-    """Skips, with the reason, where no test may use this container runtime."""
-    if not os.environ.get(OCI_VARIABLE):
-        pytest.skip(
-            f"container runtimes are tested by `make test-oci` (${OCI_VARIABLE} is not set)"
-        )
+    """Skips, with the reason, where this container runtime cannot be used."""
     if os.geteuid() != 0:
         pytest.skip("container runtimes are run as root")
     try:
