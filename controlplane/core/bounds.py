@@ -39,6 +39,14 @@ APPEND_RETRY_MS_MAX: Final = 2_000
 APPEND_STALL_MS: Final = 3_000
 """An append not read back after this is shown as a stall (a killed broker takes 2.2 s)."""
 
+ENTRY_GAP_MS_MAX: Final = 20
+"""From one entry to the next under load: 50 entries a second, however many jobs. It is a quarter of
+the time that one of 32 slots has at 400 jobs a second."""
+ENTRY_GAP_ATTEMPTS: Final = 4
+"""With so few attempts out each waits for the entry before it, and company would not come."""
+ENTRY_FULL_DECISIONS: Final = LEDGER_BATCH_DECISIONS_MAX // 4
+"""An entry of so many had company enough: the next follows at once."""
+
 LOST_CHECK_MS: Final = 250
 """How often silence of nodes is looked for: O(nodes)."""
 IDLE_TICK_MS: Final = 500

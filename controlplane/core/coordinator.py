@@ -61,6 +61,7 @@ from controlplane.core.events import (
 from controlplane.core.inbox import Inbox
 from controlplane.core.intents import IntentBook
 from controlplane.core.membership import Voters
+from controlplane.core.pace import EntryPace
 from controlplane.core.scheduler import Scheduler
 from controlplane.core.watch import Watch
 from dataplane.core.state import PoolState, QueueCounters, dead_letter_key
@@ -142,6 +143,7 @@ class Coordinator:
         )  # fmt: skip
         self._seq = 0
         self._flight: _Flight | None = None
+        self._pace = EntryPace()
         self._out: list[CoordinatorEffect] = []
         self._backlog: dict[str, int] = {}
         self._published: dict[str, QueueState] = {}
@@ -196,6 +198,7 @@ class Coordinator:
         """When a cycle may have something to decide without any event; those past are not due."""
         state = self.state
         return (
+            self._pace.held_until_ms,
             self._lost_check_ms,
             self._lead_since_ms + WAITING_GRACE_MS,
             state.backing_off[0][0] if state.backing_off else 0,
@@ -291,6 +294,7 @@ class Coordinator:
         self.role = Role.LEADING
         self._lead_since_ms = self._lost_check_ms = self._publish_ms = now_ms
         self._dead_letters_ms = now_ms + DEAD_LETTER_RESEND_MS
+        self._pace.lead()
         self._watch.lead(now_ms)
         self._book.leases.lead(state, now_ms)
         self._inbox.open(state.positions)
@@ -333,6 +337,7 @@ class Coordinator:
             at_ms=now_ms, decisions=decisions,
         )  # fmt: skip
         self._flight = _Flight(entry, now_ms)
+        self._pace.appended(len(decisions), now_ms)
         self._out.append(Append(entry=entry))
 
     def _append_failed(self, failed: AppendFailed, now_ms: int) -> None:
@@ -452,7 +457,8 @@ class Coordinator:
     # --- decisions and their timers -----------------------------------------------------------
 
     def _decide(self, now_ms: int) -> None:
-        if self._flight is not None:
+        placed = sum(counters.placed for counters in self.state.queues.values())
+        if self._flight is not None or self._pace.holds(placed, now_ms):
             return
         look_for_lost = now_ms >= self._lost_check_ms
         if look_for_lost:
