@@ -188,6 +188,7 @@ class NodeReport(_Body, frozen=True, kw_only=True, omit_defaults=True):
 
     `draining`: the node takes no new work now, because of `drain_reason`; what runs, runs on.
     `simulated`: GPUs and domains are those of a described machine, not of this one.
+    `images`: what jobs may have as their root, by name: a manifest's digest, or "directory".
     """
 
     pool: str
@@ -203,6 +204,7 @@ class NodeReport(_Body, frozen=True, kw_only=True, omit_defaults=True):
     drain_reason: str = ""
     simulated: bool = False
     pressure: NodePressure | None = None
+    images: dict[str, str] = {}
 
 
 class QueueState(_Body, frozen=True, kw_only=True, omit_defaults=True):

@@ -154,6 +154,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     (0: wait for ever). `group` names a set of jobs for `ls --group` and `cancel --group`.
     `inputs`: files by name (`JobInput`). `outputs`: files below `/work` that are kept when the job
     has ended: `report.txt`, `plots/` (all below it) or `plots/*.png`.
+    `image`: what the job sees as its read-only root: an image that the operator of the node has
+    configured under this name; "" is the host's own root.
     `exclusive`: two attempts never run at once, not even where a node is cut off: the node ends
     the attempt when its lease runs out, and the next begins only after that (ADR 0011).
     """
@@ -169,6 +171,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry: Retry = Retry()
     isolation: Isolation = Isolation()
     node_labels: dict[str, str] = {}
+    image: str = ""
     priority: int = 0
     start_within_ms: int = 0
     exclusive: bool = False
@@ -376,6 +379,11 @@ def validate_spec(spec: JobSpec) -> None:
             not name or is_valid_name(name),
             f"{field} {name[:40]!r} is not a name; use letters, digits, '.', '_', '-', at most 128",
         )
+    _require(
+        not spec.image or is_valid_name(spec.image),
+        f"image {spec.image[:40]!r} is not a name; an operator gives images names of letters, "
+        "digits, '.', '_', '-', at most 128 (`outrider nodes` shows them)",
+    )
     _check_command(spec)
     _check_numbers(spec)
     _check_files(spec)

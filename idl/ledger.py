@@ -70,6 +70,7 @@ class NodeSeen(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="no
     drain_reason: str = ""
     topology: Topology = Topology()
     simulated: bool = False
+    images: dict[str, str] = {}
 
 
 class NodeLost(_Decision, frozen=True, kw_only=True, omit_defaults=True, tag="node_lost"):

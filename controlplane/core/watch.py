@@ -63,7 +63,7 @@ def _offer_of(report: NodeReport) -> NodeSeen:
         node=report.node, incarnation=report.incarnation, capacity=capacity,
         enforces=tuple(sorted(set(report.enforces))), labels=report.labels,
         draining=report.draining, drain_reason=shorten(report.drain_reason),
-        topology=report.topology, simulated=report.simulated,
+        topology=report.topology, simulated=report.simulated, images=report.images,
     )  # fmt: skip
 
 
@@ -78,6 +78,7 @@ def _says_nothing_new(node: Node, seen: NodeSeen) -> bool:
         and node.drain_reason == seen.drain_reason
         and node.topology == seen.topology
         and node.simulated == seen.simulated
+        and node.images == seen.images
     )
 
 

@@ -51,6 +51,8 @@ def _demand(word: str, shape: Shape) -> str:
         return f"{format_bytes(shape.memory_bytes)} of memory"
     if kind == "enforcement":
         return f"enforcement of {what}"
+    if kind == "image":
+        return f"image {what}"
     if kind == "label":
         return f"label {what}={dict(shape.labels)[what]}"
     return demand(word, shape.ask, shape.gpus, shape.cpu_millis)

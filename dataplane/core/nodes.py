@@ -33,6 +33,7 @@ class Shape(NamedTuple):
     require: tuple[LimitName, ...]
     labels: tuple[tuple[str, str], ...]
     ask: Ask = PLAIN
+    image: str = ""
 
 
 def shape_of(spec: JobSpec) -> Shape:
@@ -44,6 +45,7 @@ def shape_of(spec: JobSpec) -> Shape:
         tuple(sorted(set(required_limits(spec)))),
         tuple(sorted(required_labels(spec).items())),
         ask_of(spec.resources),
+        spec.image,
     )
 
 
@@ -74,8 +76,9 @@ class Node:
 
     __slots__ = (
         "attempts", "capacity", "drain_ordered", "drain_reason", "drain_reported", "enforces",
-        "free_cpu_millis", "free_gpus", "free_memory_bytes", "given_up", "held", "incarnation",
-        "labels", "lost", "lost_reason", "machine", "name", "seen_ms", "simulated", "topology",
+        "free_cpu_millis", "free_gpus", "free_memory_bytes", "given_up", "held", "images",
+        "incarnation", "labels", "lost", "lost_reason", "machine", "name", "seen_ms", "simulated",
+        "topology",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -84,6 +87,7 @@ class Node:
         self.capacity = Capacity(cpu_millis=0, memory_bytes=0)
         self.enforces: frozenset[str] = frozenset()
         self.labels: dict[str, str] = {}
+        self.images: dict[str, str] = {}
         self.drain_reported = False
         self.drain_reason = ""
         """The node's own words, while it says that it drains."""
@@ -125,7 +129,7 @@ class Node:
         self.incarnation = seen.incarnation
         self.capacity = seen.capacity
         self.enforces = frozenset(seen.enforces)
-        self.labels = dict(seen.labels)
+        self.labels, self.images = dict(seen.labels), dict(seen.images)
         self.drain_reported, self.drain_reason = seen.draining, seen.drain_reason
         self.topology, self.simulated = seen.topology, seen.simulated
         self.machine = Machine(seen.topology, seen.capacity.gpus)
@@ -240,8 +244,8 @@ class Node:
 def unmet_by_capacity(node: Node, shape: Shape) -> tuple[str, ...]:
     """Which demands of `shape` the node could not meet even if it were empty; () for none.
 
-    Words are stable: `cpu`, `memory`, `enforcement:<limit>`, `label:<key>`, and those of
-    `devices.lacking` (`gpus`, `gpu_model`, `numa`, …).
+    Words are stable: `cpu`, `memory`, those of `unmet_rules`, and those of `devices.lacking`
+    (`gpus`, `gpu_model`, `numa`, …).
     """
     unmet: list[str] = []
     if node.capacity.cpu_millis < shape.cpu_millis:
@@ -258,8 +262,10 @@ def unmet_by_capacity(node: Node, shape: Shape) -> tuple[str, ...]:
 
 
 def unmet_rules(node: Node, shape: Shape) -> tuple[str, ...]:
-    """Which demands are met or not whatever is free: `enforcement:<limit>`, `label:<key>`."""
+    """Which demands are met or not whatever is free: `enforcement:<limit>`, `label:<key>`, and
+    `image:<name>`."""
     return (
+        *((f"image:{shape.image}",) if shape.image and shape.image not in node.images else ()),
         *(f"enforcement:{limit}" for limit in shape.require if limit not in node.enforces),
         *(f"label:{key}" for key, value in shape.labels if node.labels.get(key) != value),
     )

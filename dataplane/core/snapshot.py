@@ -73,6 +73,7 @@ class NodeImage(_Part, frozen=True, array_like=True):
     simulated: bool
     given_up: tuple[tuple[tuple[str, int], Reservation], ...]
     drain_reason: str = ""
+    images: dict[str, str] = {}
 
 
 class GateImage(NamedTuple):
@@ -184,7 +185,7 @@ def _node_image(node: Node) -> NodeImage:
         dict(node.labels), node.drain_reported, node.drain_ordered, node.lost, node.lost_reason,
         node.seen_ms, tuple(node.attempts.items()), node.topology, node.simulated,
         tuple(node.given_up.items()),
-        node.drain_reason,
+        node.drain_reason, dict(node.images),
     )  # fmt: skip
 
 
@@ -193,7 +194,7 @@ def _node(image: NodeImage) -> Node:
     node.incarnation, node.capacity = image.incarnation, image.capacity
     node.enforces, node.labels = frozenset(image.enforces), dict(image.labels)
     node.drain_reported, node.drain_ordered = image.drain_reported, image.drain_ordered
-    node.drain_reason = image.drain_reason
+    node.drain_reason, node.images = image.drain_reason, dict(image.images)
     node.lost, node.lost_reason = image.lost, image.lost_reason
     node.seen_ms, node.attempts = image.seen_ms, dict(image.attempts)
     node.topology, node.simulated = image.topology, image.simulated

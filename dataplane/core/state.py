@@ -586,5 +586,5 @@ def _node_content(node: Node) -> tuple[object, ...]:
         node.incarnation, node.capacity, sorted(node.enforces), sorted(node.labels.items()),
         node.drain_reported, node.drain_ordered, node.lost, node.lost_reason, node.seen_ms,
         sorted(node.attempts.items()), sorted(node.given_up.items()),
-        node.topology, node.simulated, node.drain_reason,
+        node.topology, node.simulated, node.drain_reason, *sorted(node.images.items()),
     )  # fmt: skip

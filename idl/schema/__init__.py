@@ -44,7 +44,7 @@ def job_schema() -> dict[str, Any]:
     for (struct, field), (low, high) in BOUNDS.items():
         parts[struct]["properties"][field] |= {"minimum": low, "maximum": high}
     job = parts["JobSpec"]["properties"]
-    for name in ("id", "group"):
+    for name in ("id", "group", "image"):
         job[name]["pattern"] = f"^$|{NAME_PATTERN.pattern}"
     job["command"] |= {"minItems": 1, "maxItems": bound.COMMAND_ARGUMENTS_MAX}
     return {"$schema": SCHEMA_DIALECT, "title": "Outrider job, version 1", **schema}

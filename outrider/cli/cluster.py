@@ -49,6 +49,7 @@ def node_document(node: "Node") -> dict[str, Any]:
         "enforces": [name for name in ALL_LIMITS if name in node.enforces],
         "missing": [name for name in ALL_LIMITS if name not in node.enforces],
         "labels": node.labels,
+        "images": node.images,
         "seen_ms": node.seen_ms,
     }
 
@@ -62,7 +63,8 @@ def _show_nodes(documents: list[dict[str, Any]]) -> None:
     from idl.units import format_bytes
 
     print_table(
-        ("NODE", "STATE", ">CPU", ">MEMORY", ">GPUS", ">JOBS", "ENFORCES", "LABELS", "SINCE"),
+        ("NODE", "STATE", ">CPU", ">MEMORY", ">GPUS", ">JOBS", "ENFORCES", "LABELS", "IMAGES",
+         "SINCE"),
         [
             (
                 doc["node"],
@@ -73,6 +75,7 @@ def _show_nodes(documents: list[dict[str, Any]]) -> None:
                 doc["attempts"],
                 _enforcement(doc),
                 ",".join(f"{key}={value}" for key, value in sorted(doc["labels"].items())) or "-",
+                ",".join(sorted(doc["images"])) or "-",
                 age(now_ms(), doc["seen_ms"]),
             )
             for doc in documents
@@ -93,7 +96,7 @@ def node_documents(state: "PoolState") -> list[dict[str, Any]]:
               help="The topology of NODE as a picture.")  # fmt: skip
 @common
 def nodes(session: Session, node: str | None, topology: bool, svg: Path | None) -> None:
-    """Nodes: capacity and what is reserved of it, what they enforce, labels; or only NODE.
+    """Nodes: capacity and what is reserved of it, what they enforce, labels, images; or only NODE.
 
     \b
     Examples:

@@ -70,6 +70,8 @@ JOB_OPTIONS: Final = (
         "--label", "labels", multiple=True, metavar="NAME=VALUE",
         help="Only on nodes with this label; repeatable.",
     ),
+    click.option("--image", metavar="NAME",
+                 help="Its root: an image of the nodes (`outrider nodes`). Default: the host's."),
     click.option("--network", type=click.Choice(["none", "host"]), help="Default none."),
     click.option(
         "--require", multiple=True, type=click.Choice(_LIMITS),

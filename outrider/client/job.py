@@ -81,7 +81,9 @@ class Job:
     `inputs`: files below `/work/in` before the start, by name: bytes, text, a `Path`, the claim
     check of an earlier job's output (`OutputFile.ref`), or a `JobInput` (`writable=True`: below
     `/work`). `outputs`: files below `/work` to keep: `report.txt`, `plots/`, `plots/*.png`.
-    has started this long after it was accepted (0: wait for ever). `exclusive`: never two
+    `image`: the name of an image that the operator of a node has configured: the job's read-only
+    root instead of the host's (`outrider nodes` shows who has which).
+    `exclusive`: never two
     attempts at once, at the price that the job is killed where its node hears of no leader for
     longer than a lease (docs/operating.md).
     """
@@ -134,6 +136,7 @@ class Job:
     require: Sequence[LimitName] = REQUIRED_DEFAULT
     allow_unenforced: Sequence[LimitName] = ()
     node_labels: Mapping[str, str] = field(default_factory=dict)
+    image: str = ""
     priority: int = 0
     start_within: Quantity = 0
     exclusive: bool = False
@@ -307,6 +310,7 @@ def _spec(job: Job) -> JobSpec:
         ),
         isolation=_isolation(job),
         node_labels=dict(job.node_labels),
+        image=job.image,
         priority=job.priority,
         start_within_ms=parse_ms(job.start_within),
         exclusive=job.exclusive,

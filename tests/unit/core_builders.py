@@ -47,10 +47,12 @@ def seen(
     labels: dict[str, str] | None = None,
     enforces: tuple[LimitName, ...] = ALL_LIMITS,
     draining: bool = False,
+    images: dict[str, str] | None = None,
 ) -> d.NodeSeen:
     return d.NodeSeen(
         node=node, incarnation=incarnation, enforces=enforces, labels=labels or {},
         capacity=d.Capacity(cpu_millis=cpu, memory_bytes=memory, gpus=gpus), draining=draining,
+        images=images or {},
     )  # fmt: skip
 
 
@@ -200,7 +202,7 @@ class Hand:
         report = NodeReport(
             pool="main", node=node.node, incarnation=node.incarnation, capacity=node.capacity,
             enforces=node.enforces, labels=node.labels, draining=node.draining,
-            topology=node.topology, simulated=node.simulated,
+            topology=node.topology, simulated=node.simulated, images=node.images,
         )  # fmt: skip
         self.step(e.NodeReported(report=report))
         return self.settle()

@@ -61,6 +61,17 @@ def test_only_nodes_that_match_and_take_work() -> None:
     assert places(story) == [("a", "n4")]
 
 
+def test_a_job_goes_where_its_image_is_and_a_node_that_gains_it_is_told_of() -> None:
+    story = Story().add(seen("n1"), seen("n2", images={"alpine": "sha256:1", "b": "directory"}))
+    story.ingest(spec("a", image="alpine"), spec("c", image="c"), spec("plain"))
+    assert sorted(places(story)) == [("a", "n2"), ("plain", "n1")]
+    told = explain(story.state, "c", 0)
+    assert told.code == "NoMatchingNode" and told.message == "no node offers image c"
+    assert {reason.why for reason in told.nodes} == {"does not offer image c"}
+    story.add(seen("n1", images={"c": "directory"}))
+    assert ("c", "n1") in places(story)
+
+
 def test_room_that_the_same_entry_frees_counts_and_closed_nodes_do_not() -> None:
     story = Story().add(seen(cpu=1_000)).ingest(spec("a"), spec("b")).assign("a")
     held = story.state.nodes["n1"].attempts["a"]
@@ -91,6 +102,7 @@ EXPLAINED = [
     ({"cpu": 9_000}, (seen(),), "NoMatchingNode", "no node offers 9 CPUs"),
     ({"memory": 2**40}, (seen(),), "NoMatchingNode", "1Ti of memory"),
     ({"node_labels": {"zone": "a"}}, (seen(),), "NoMatchingNode", "label zone=a"),
+    ({"image": "a"}, (seen(images={"b": ""}),), "NoMatchingNode", "no node offers image a"),
     (
         {}, (seen(enforces=("memory", "pids", "cpu", "network", "filesystem", "disk",
                             "wall_time")),),

@@ -33,7 +33,7 @@ def through_bytes(state: PoolState) -> PoolState:
 
 def busy() -> Story:
     """A bit of everything: running, backing off, dead, lost and draining nodes, deadlines."""
-    story = Story().add(seen(gpus=(0, 1)), seen("n2"), seen("n3"))
+    story = Story().add(seen(gpus=(0, 1), images={"a": "sha256:1"}), seen("n2"), seen("n3"))
     story.ingest(
         spec("run", gpus=1), spec("retry"), spec("late", start_within_ms=500), spec("dead"),
         spec("orphan"),

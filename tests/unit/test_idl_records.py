@@ -67,6 +67,8 @@ def test_a_spec_survives_both_encodings(spec: JobSpec) -> None:
         (b'{"command": [""]}', "", "invalid-spec"),
         (b'{"command": ["a\\u0000b"]}', "", "invalid-spec"),
         (b'{"command": ["x"], "id": "no/slash"}', "", "invalid-spec"),
+        (b'{"command": ["x"], "image": "docker.io/alpine:3"}', "", "invalid-spec"),
+        (b'{"command": ["x"], "image": "../alpine"}', "", "invalid-spec"),
         (b'{"command": ["x"], "env": {"A=B": "c"}}', "", "invalid-spec"),
         (b'{"command": ["x"], "resources": {"cpu_millis": 0}}', "", "invalid-spec"),
         (b'{"command": ["x"], "resources": {"memory_bytes": 1}}', "", "invalid-spec"),
@@ -113,6 +115,28 @@ def test_older_and_newer_specs_read_each_other() -> None:
     assert codec.decode_spec(codec.encode(newer)).command == ("x",)
     older = msgspec.msgpack.decode(codec.encode(JobSpec(command=("x",))), type=_JobSpecNext)
     assert older.deadline_ms == 0
+
+
+class _NodeSeenBefore(msgspec.Struct, frozen=True, kw_only=True, tag="node_seen", tag_field="t"):
+    """A node as versions before images wrote and read it."""
+
+    node: str
+    incarnation: int
+    capacity: Capacity
+    enforces: tuple[str, ...]
+
+
+def test_versions_before_images_read_and_are_read() -> None:
+    spec = codec.decode_spec(codec.encode(JobSpec(command=("x",), image="alpine")))
+    assert spec.image == "alpine" and "image" not in str(codec.encode(JobSpec(command=("x",))))
+    capacity = Capacity(cpu_millis=1, memory_bytes=2)
+    before = _NodeSeenBefore(node="n", incarnation=1, capacity=capacity, enforces=("cpu",))
+    now = NodeSeen(
+        node="n", incarnation=1, capacity=capacity, enforces=("cpu",), images={"a": "directory"}
+    )
+    assert msgspec.msgpack.decode(codec.encode(now), type=_NodeSeenBefore) == before
+    read = msgspec.msgpack.decode(msgspec.msgpack.encode(before), type=NodeSeen)
+    assert read.images == {} and read.node == "n"
 
 
 SOURCE = SourceRef(topic="queue.default", partition=0, offset=4)

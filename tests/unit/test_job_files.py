@@ -22,6 +22,7 @@ timeout: 30s
 retries: 0
 env: {LEVEL: 3, DEBUG: true}
 node_labels: {zone: a}
+image: alpine
 allow_unenforced: [network]
 """,
         "here",
@@ -32,6 +33,7 @@ allow_unenforced: [network]
     assert (spec.resources.cpu_millis, spec.resources.memory_bytes) == (500, 64 * 2**20)
     assert (spec.limits.wall_ms, spec.retry.max_attempts) == (30_000, 1)
     assert spec.env == {"LEVEL": "3", "DEBUG": "true"}
+    assert spec.image == "alpine"
     assert "network" not in spec.isolation.require
     assert "memory" in spec.isolation.require
 

@@ -33,6 +33,7 @@ def test_every_friendly_field_arrives_in_its_unit() -> None:
         retries=4, retry_on=("timed_out",), backoff="250ms", backoff_factor=3, backoff_max="1h",
         network="host", require=("cpu", "memory"), priority=-3, start_within="1m",
         env={"A": "b"}, node_labels={"k": "v"}, name="n", group="g", payload="text",
+        image="alpine-3.20",
     ).submission().spec  # fmt: skip
     assert (spec.resources.cpu_millis, spec.resources.memory_bytes) == (500, 2**30)
     assert (spec.resources.gpus, spec.limits.wall_ms, spec.limits.grace_ms) == (2, 90_000, 2_000)
@@ -42,6 +43,7 @@ def test_every_friendly_field_arrives_in_its_unit() -> None:
     assert spec.isolation.network == "host"
     assert spec.isolation.require == ("memory", "cpu")
     assert (spec.priority, spec.start_within_ms, spec.payload) == (-3, 60_000, b"text")
+    assert spec.image == "alpine-3.20"
     assert decode_spec(encode(spec)) == spec
 
 
