@@ -109,7 +109,10 @@ class SnapshotSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One pool of a cluster. A coordinator process may be given the files of several pools."""
+    """One pool of a cluster. A coordinator process may be given the files of several pools.
+
+    `images`: for every agent, as its `--image`: `{alpine: "oci:/srv/images/alpine:3.20"}`.
+    """
 
     cluster: str = "outrider"
     pool: PoolName = PoolName("main")
@@ -122,6 +125,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     queues: dict[QueueName, QueuePolicy] = msgspec.field(
         default_factory=lambda: {QueueName("default"): QueuePolicy()}
     )
+    images: dict[str, str] = {}
     secret_file: str = ""
     state_dir: str = ""
 

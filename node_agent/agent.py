@@ -69,6 +69,7 @@ from node_agent.core.recovery import (
     RecoveryEffect,
     recover,
 )
+from node_agent.images.bounds import IMAGE_FILES_MAX
 from node_agent.kept import Kept, open_kept
 from node_agent.lease_timer import LeaseTimer
 from node_agent.metrics import Metrics
@@ -115,7 +116,7 @@ class Agent:
         self._settings = settings
         self._kept = kept
         self._keeper, self._journal = kept.keeper, kept.journal
-        self._gpus = devices
+        self._gpus, self._images = devices, kept.images
         self._room = Room(kept.state.path)
         self._readiness = readiness
         incarnation = kept.journal.incarnation
@@ -127,6 +128,7 @@ class Agent:
             self._keeper.current.enforcement,
             topology,
             with_devices(offered(topology, offer), devices),
+            self._images.offered(self._keeper.current.enforcement),
         )
         self._core = AgentCore(
             settings.pool,
@@ -182,6 +184,7 @@ class Agent:
         ports = RunnerPorts(
             keeper=self._keeper,
             gpus=self._gpus,
+            images=self._images,
             producer=producer,
             fetcher=fetcher,
             output=self._kept.state.output,
@@ -194,7 +197,9 @@ class Agent:
         await self._recover(recovery)
         self._link.start()
         self._crew.spawn(self._link.mind_peers())
-        self._crew.spawn(self._keeper.watch(self._metrics.launcher_restarted))
+        self._crew.spawn(self._keeper.watch(self._launcher_restarted))
+        sweep = not self._kept.adopted
+        self._crew.spawn(self._images.unpack(self._take_images, sweep=sweep))
         self._crew.spawn(self._repeat(self._settings.nodes.report_ms, self._mind_disk))
         self._crew.spawn(self._repeat(self._settings.nodes.heartbeat_ms, self._heartbeat))
         self._crew.spawn(self._repeat(self._settings.nodes.report_ms, self._send_report))
@@ -397,6 +402,17 @@ class Agent:
         log.warning("GPUs changed", extra={"gpus": self._gpu_words()})
         self._send_report()
 
+    def _launcher_restarted(self) -> None:
+        self._metrics.launcher_restarted()
+        self._take_images()
+
+    def _take_images(self) -> None:
+        """Another image can be had, or another launcher has others."""
+        images = self._images.offered(self._keeper.current.enforcement)
+        if images != self._report.images:
+            self._report = replace(self._report, images=images)
+            self._send_report()
+
     def _gpu_words(self) -> str:
         """How many GPUs are offered, or why none is."""
         parts = self._report.topology
@@ -468,6 +484,15 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="let jobs of the profile `network` use this machine's network",
     )
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="NAME=dir:/PATH|NAME=oci:/PATH[:REF]",
+        help="a root that jobs may ask for: a directory, or an OCI image layout; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--image-bytes", default="", help="of one image at most (default: 32Gi)")
+    parser.add_argument(
+        "--image-files", type=int, default=IMAGE_FILES_MAX,
+        help=f"entries of one image at most (default: {IMAGE_FILES_MAX})",
+    )  # fmt: skip
     runs = "who carries jobs out: our own launcher (default), or a container runtime (as root)"
     parser.add_argument("--sandbox", choices=BACKENDS, default="native", help=runs)
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")

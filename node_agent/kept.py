@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 from idl.errors import PlatformFaultError
 from idl.settings import ClusterSettings
-from idl.units import parse_ms
+from idl.units import parse_bytes, parse_ms
+from node_agent.core.images import parse_images
 from node_agent.core.journal import Origin
 from node_agent.core.recovery import sandbox_key
+from node_agent.images.bounds import IMAGE_BYTES_MAX
+from node_agent.images.offer import ImageBounds, NodeImages
 from node_agent.journal import Journal
 from node_agent.keeper import LauncherKeeper
 from node_agent.sandbox.plan import SandboxUnavailable
@@ -23,6 +26,7 @@ class Kept(NamedTuple):
     state: StateDir
     journal: Journal
     keeper: LauncherKeeper
+    images: NodeImages
     adopted: bool
 
     async def close(self) -> None:
@@ -40,6 +44,7 @@ def sandbox_settings(
     allow_host_network: bool = False,
     mounts: tuple[str, ...] = (),
     backend: Backend = "native",
+    image_paths: tuple[str, ...] = (),
 ) -> SandboxSettings:
     """This agent's sandboxes: jobs may also run the interpreter that runs the agent.
 
@@ -55,6 +60,7 @@ def sandbox_settings(
             *(path for path in mounts if not path.startswith(seen)),
         ),
         devices=devices,
+        image_paths=image_paths,
         orphan_grace_s=orphan_grace_s,
         allow_host_network=allow_host_network,
     )
@@ -75,9 +81,11 @@ async def open_kept(
         origin = Origin(scope, node, boot_id(), time.time_ns())
         journal = Journal(state.journal, origin)
         state.tidy({sandbox_key(*k) for k, e in journal.state.entries.items() if not e.delivered})
+        images = _images(settings, options, state)
         sandboxes = sandbox_settings(
-            settings, node, devices, grace_s, options.allow_host_network, mounts, options.sandbox
-        )
+            settings, node, devices, grace_s, options.allow_host_network, mounts, options.sandbox,
+            images.paths,
+        )  # fmt: skip
         keeper, adopted = await LauncherKeeper.open(sandboxes, state.path)
     except SandboxUnavailable as error:
         state.close()
@@ -85,4 +93,13 @@ async def open_kept(
     except BaseException:
         state.close()
         raise
-    return Kept(state, journal, keeper, adopted)
+    return Kept(state, journal, keeper, images, adopted)
+
+
+def _images(settings: ClusterSettings, options: argparse.Namespace, state: StateDir) -> NodeImages:
+    sources = parse_images(settings.images, options.image)
+    bounds = ImageBounds(
+        bytes_max=parse_bytes(options.image_bytes) if options.image_bytes else IMAGE_BYTES_MAX,
+        files_max=options.image_files,
+    )
+    return NodeImages(sources, state.path, bounds)

@@ -156,6 +156,7 @@ def build_report(
     enforcement: Enforcement,
     topology: NodeTopology,
     parts: Topology,
+    images: dict[str, str],
 ) -> NodeReport:
     """The report of this machine, of which `parts` are offered."""
     enforced = set(enforcement.enforced)
@@ -178,4 +179,5 @@ def build_report(
         labels=offer.labels,
         topology=parts,
         simulated=bool(offer.profile),
+        images=images,
     )

@@ -36,10 +36,12 @@ from node_agent.core.attempts import (
     ResultDelivered,
 )
 from node_agent.core.gpus import ALREADY_GIVEN, GpuDevices
+from node_agent.core.images import ReadyImage
 from node_agent.core.journal import Delivered, Ended, Entry, Launching, Record, Started
 from node_agent.core.recovery import sandbox_key
 from node_agent.core.results import plan_of, result_of
 from node_agent.files import JobFiles, OutputCollection
+from node_agent.images.offer import NodeImages
 from node_agent.keeper import LauncherKeeper
 from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import Cause, SandboxError, SandboxOutcome, SandboxUnavailable
@@ -127,6 +129,7 @@ class RunnerPorts(NamedTuple):
 
     keeper: LauncherKeeper
     gpus: GpuDevices
+    images: NodeImages
     producer: RecordProducer
     fetcher: PayloadFetcher
     output: Path
@@ -239,6 +242,7 @@ class AttemptRunner:
             if assign.payload is not None:
                 payload = await self._ports.fetcher.fetch(assign.payload)
             inputs_fd = await self._files.inputs(assign)
+            image = await self._image(assign.spec.image, inputs_fd)
             sandbox = await self._launcher(inputs_fd)
             launch = Launching(job=assign.job, attempt=assign.attempt)
             hindered = self._hindered(key) or self._unwritten(launch)
@@ -247,7 +251,7 @@ class AttemptRunner:
                     os.close(inputs_fd)
                 return hindered, None
             lease_until_ms = self._ports.entry(*key).lease_until_ms
-            plan = plan_of(assign, self._node, self._ports.gpus, lease_until_ms)
+            plan = plan_of(assign, self._node, self._ports.gpus, lease_until_ms, image)
             outcome = await sandbox.run(
                 plan,
                 payload,
@@ -262,6 +266,14 @@ class AttemptRunner:
         except (PlatformFaultError, SandboxError) as error:
             return SandboxOutcome(cause="sandbox_failed", detail=str(error)), None
         return _with_outputs(outcome, collection), sandbox
+
+    async def _image(self, name: str, inputs_fd: int) -> ReadyImage | None:
+        try:
+            return await self._ports.images.get(name)
+        except BaseException:
+            if inputs_fd >= 0:
+                os.close(inputs_fd)
+            raise
 
     async def _launcher(self, inputs_fd: int) -> NativeSandbox:
         """The launcher, last of all: it may be replaced whenever nobody is about to use it."""

@@ -9,6 +9,7 @@ from idl.jobs import JobInput, Limits, network_of, profile_of, required_limits
 from idl.limits import RESULT_BYTES_MAX
 from idl.records import AttemptResult, Outcome, Usage
 from node_agent.core.gpus import NO_GPUS, GpuDevices
+from node_agent.core.images import ReadyImage
 from node_agent.sandbox.plan import Limit, PlacedInput, SandboxOutcome, SandboxPlan
 
 PATH_DEFAULT: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -34,13 +35,19 @@ def outcome_of(outcome: SandboxOutcome) -> Outcome:
     return _OUTCOMES[outcome.cause]
 
 
-def environment(assign: AssignIntent, node: str, gpus: GpuDevices = NO_GPUS) -> dict[str, str]:
-    """The job's environment: defaults, its own, then ours, which it cannot override."""
+def environment(
+    assign: AssignIntent,
+    node: str,
+    gpus: GpuDevices = NO_GPUS,
+    image: ReadyImage | None = None,
+) -> dict[str, str]:
+    """The job's environment: defaults, its image's, its own, then ours, which none can override."""
     return {
         "PATH": PATH_DEFAULT,
         "HOME": "/work",
         "TMPDIR": "/tmp",
         "LANG": "C.UTF-8",
+        **(image.env if image else {}),
         **assign.spec.env,
         **gpus.environment(assign),
         "OUTRIDER_JOB_ID": assign.job,
@@ -52,7 +59,11 @@ def environment(assign: AssignIntent, node: str, gpus: GpuDevices = NO_GPUS) -> 
 
 
 def plan_of(
-    assign: AssignIntent, node: str, gpus: GpuDevices = NO_GPUS, lease_until_ms: int = 0
+    assign: AssignIntent,
+    node: str,
+    gpus: GpuDevices = NO_GPUS,
+    lease_until_ms: int = 0,
+    image: ReadyImage | None = None,
 ) -> SandboxPlan:
     """What the sandbox is asked to carry out."""
     spec = assign.spec
@@ -60,7 +71,8 @@ def plan_of(
     plan = SandboxPlan(
         key=f"{assign.job}.{assign.attempt}",
         argv=spec.command,
-        env=environment(assign, node, gpus),
+        env=environment(assign, node, gpus, image),
+        image=image.root if image else "",
         memory_bytes=spec.resources.memory_bytes,
         cpu_millis=spec.resources.cpu_millis,
         result_bytes_max=RESULT_BYTES_MAX,

@@ -33,6 +33,7 @@ from _socket import (
 )
 
 from node_agent.launcher import kernel, probe, rootfs
+from node_agent.launcher.images import Images
 from node_agent.launcher.rootfs import StepError
 from node_agent.launcher.signals import signal
 
@@ -91,6 +92,7 @@ class Shared:
         self.masked_dirs: list[str] = []
         self.has_devices = False
         self.holds: frozenset[str] = frozenset()  # cgroup controllers (``cgroups.Tree.holds``)
+        self.images = Images()
         self.proc_beneath = True  # the root holds a /proc that a job's own must replace
 
 
@@ -107,6 +109,7 @@ class Shape:
         self.io = (number["io_read_bytes_per_s"], number["io_write_bytes_per_s"])
         self.cpus, self.mems = _numbers(message["cpus"]), _numbers(message["mems"])
         self.probe = bool(message.get("probe"))
+        self.image = str(message.get("image", ""))
         self.facts = tuple(map(str, vars(self).values()))
 
 
@@ -246,6 +249,8 @@ def _init(
         if "cpuset" not in shared.holds:
             _bind(shape)
         kernel.unshare(kernel.CLONE_NEWCGROUP)
+    with _Step("image"):
+        shared.images.enter(shape.image)
     keep = [fd for fd in (shared.net_fd, shared.landlock_fd) if fd >= 0]
     with _Step("close descriptors"):
         kernel.close_all_but((control.fileno(), *keep))

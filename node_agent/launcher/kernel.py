@@ -64,6 +64,7 @@ MOVE_MOUNT_F_EMPTY_PATH = 4
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 0x02, 0x04, 0x08
+RESOLVE_IN_ROOT = 0x10
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
@@ -161,6 +162,11 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
+def syncfs(fd: int) -> None:
+    """Write the whole file system of an open file to its disk; syncfs(2)."""
+    _check(_libc.syncfs(fd), "syncfs")
+
+
 def setns(fd: int, kind: int) -> None:
     """Enter a namespace by descriptor; setns(2)."""
     _syscall("setns", _NR["setns"], fd, kind)
@@ -212,7 +218,8 @@ def pivot_root(new_root: str, put_old: str) -> None:
 
 def open_tree(dir_fd: int, path: str, flags: int) -> int:
     """Detached copy of a mount (``OPEN_TREE_CLONE``), as a descriptor; open_tree(2)."""
-    return _syscall("open_tree", _NR_OPEN_TREE, dir_fd, path.encode() + b"\0", flags | os.O_CLOEXEC)
+    name = os.fsencode(path) + b"\0"
+    return _syscall("open_tree", _NR_OPEN_TREE, dir_fd, name, flags | os.O_CLOEXEC)
 
 
 def mount_setattr(fd: int, path: str, flags: int, attr_set: int) -> None:
@@ -237,7 +244,7 @@ def move_mount(from_fd: int, target: str) -> None:
         from_fd,
         b"\0",
         AT_FDCWD,
-        target.encode() + b"\0",
+        os.fsencode(target) + b"\0",
         MOVE_MOUNT_F_EMPTY_PATH,
     )
 
@@ -253,7 +260,7 @@ def mount_detached(kind: str, attr: int) -> int:
         os.close(context)
 
 
-def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
+def openat2(dir_fd: int, path: str | bytes, flags: int, resolve: int) -> int:
     """Open below ``dir_fd`` under ``resolve`` restrictions; openat2(2)."""
     how = _words(flags | os.O_CLOEXEC, 0, resolve)
     return _syscall("openat2", _NR_OPENAT2, dir_fd, os.fsencode(path) + b"\0", how, len(how))

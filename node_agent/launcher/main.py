@@ -368,6 +368,7 @@ class Launcher:
         self._sequence += 1
         if self._sequence % _COLLECT_EVERY_JOBS == 0:
             gc.collect()
+        self._env.shared.images.ready(shape.image)
         job = jobs.make(self._env.tree, f"j{self._sequence}", shape, self._free_slots[-1])
         self._free_slots.pop()
         return job
@@ -541,6 +542,7 @@ def _hello(env: setup.Environment, outcome: dict[str, object]) -> dict[str, obje
         "device_filter": env.device_filter,
         "io_problem": env.io_problem,
         "notes": env.notes,
+        "image_paths": env.shared.images.paths,
     }
 
 

@@ -91,7 +91,7 @@ def _devices(environment: Environment, settings: dict[str, object]) -> None:
 
 def look_for_disks(environment: Environment, settings: dict[str, object]) -> None:
     """The disks to throttle, found while the host's tree is still in view."""
-    shown = [settings["visible_paths"], settings["extra_ro_paths"]]
+    shown = [settings[name] for name in ("visible_paths", "extra_ro_paths", "image_paths")]
     paths = [str(path) for item in shown if isinstance(item, list) for path in item]
     disks, unknown = limits.disks_behind(paths, _read("/proc/self/mountinfo"))
     environment.tree.disks = disks
@@ -234,7 +234,11 @@ def _root(environment: Environment, settings: dict[str, object]) -> None:
     spec = root_spec(settings, keep_proc=environment.mode != "root")
     environment.shared.proc_beneath = spec.keep_proc
     environment.shared.has_devices = bool(spec.devices)
+    images, paths = environment.shared.images, settings["image_paths"]
     try:
+        images.open(list(map(str, paths)) if isinstance(paths, list) else [])
         rootfs.build(spec, PASSWD, GROUP)
+        images.stage(keep_proc=spec.keep_proc)
     except OSError as error:
         raise StepError("read-only root", error) from error
+    environment.notes += images.problems

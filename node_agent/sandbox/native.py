@@ -342,6 +342,8 @@ class NativeSandbox:
             wrong = f"key {plan.key!r} is already running"
         if wrong is None and not set(plan.devices) <= set(self.settings.devices):
             wrong = f"devices {plan.devices} are not all in the settings' devices"
+        if wrong is None and not self.enforcement.has_image(plan.image):
+            raise SandboxUnavailable(f"the launcher that runs has no image in {plan.image}")
         if wrong is None and plan.network == "host" and not self.settings.allow_host_network:
             wrong = "network='host' needs the setting allow_host_network"
         if wrong is not None:

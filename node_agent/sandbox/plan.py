@@ -59,7 +59,8 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     whole job. ``idle_ms``: with next to no CPU time and no output. ``io_*``: for each disk behind
     the visible file systems. ``cpus`` and ``mems``: the CPUs and NUMA memory nodes it is bound to.
     ``outputs``: files below /work to collect (``node_agent.sandbox.outputs``). ``lease_until_ms``:
-    CLOCK_BOOTTIME at which the job is killed unless its lease is extended (ADR 0011).
+    CLOCK_BOOTTIME at which the job is killed unless its lease is extended (ADR 0011). ``image``:
+    host directory that is its read-only root; "" for the host's own (ADR 0013).
     """
 
     key: str
@@ -94,6 +95,7 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     result_bytes_max: int = 1 * MIB
     require: frozenset[Limit] = frozenset(Limit)
     devices: tuple[str, ...] = ()
+    image: str = ""
     lease_until_ms: int = 0
 
 
@@ -146,6 +148,11 @@ class Enforcement(msgspec.Struct, frozen=True, kw_only=True):
     device_filter: Literal["ebpf", "v1", "none"] = "none"
     notes: tuple[str, ...] = ()
     backend: str = "native"
+    image_paths: tuple[str, ...] = ()
+
+    def has_image(self, image: str) -> bool:
+        """True for "", the host's root, and where the launcher took hold of the image's path."""
+        return not image or any(f"{image}/".startswith(f"{path}/") for path in self.image_paths)
 
 
 class SandboxError(Exception):
@@ -223,6 +230,8 @@ def plan_problem(plan: SandboxPlan) -> str | None:
 def _wiring_problem(plan: SandboxPlan) -> str | None:
     if min(plan.stdout_bytes_max, plan.stderr_bytes_max, plan.result_bytes_max) < 0:
         return "output caps must not be negative"
+    if plan.image and (not plan.image.startswith("/") or ".." in plan.image.split("/")):
+        return f"image must be an absolute path without '..', got {plan.image!r}"
     if not plan.cwd.startswith("/"):
         return f"cwd must be absolute, got {plan.cwd!r}"
     if plan.network == "host" and Limit.NETWORK in plan.require:
@@ -237,6 +246,7 @@ def _wiring_problem(plan: SandboxPlan) -> str | None:
 
 def _strings_problem(plan: SandboxPlan) -> str | None:
     strings = [*plan.argv, *plan.env, *plan.env.values(), plan.cwd, plan.hostname, *plan.devices]
+    strings.append(plan.image)
     strings += [given.path for given in plan.inputs]
     if any("\0" in text for text in strings):
         return "argv, env, cwd, hostname and devices must not contain NUL"

@@ -41,6 +41,7 @@ class Hello(msgspec.Struct, frozen=True):
     build: str = ""  # of the code and settings it was started with (`native.build_of`)
     io_problem: str = ""
     backend: str = "native"
+    image_paths: list[str] = []
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -98,6 +99,7 @@ def enforcement(hello: Hello) -> Enforcement:
         device_filter=hello.device_filter,
         notes=tuple(hello.notes),
         backend=hello.backend,
+        image_paths=tuple(hello.image_paths),
     )
 
 

@@ -38,9 +38,11 @@ class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
     ``backend`` carries the jobs out: our own launcher, or a container runtime (ADR 0009), found
     along PATH unless ``runtime_path`` names it. ``extra_ro_paths`` shows further host paths (e.g.
     ``interpreter_paths()``); a missing one is an error. ``hidden_paths`` covers paths inside
-    visible ones. ``devices`` lists the device nodes that plans may ask for. ``instance`` names this
-    agent's cgroups: ``outrider-<instance>.*``. ``cgroup_parent`` replaces the agent's own cgroup in
-    every hierarchy. ``orphan_grace_s`` is how long a launcher with a named socket keeps jobs
+    visible ones. ``devices`` lists the device nodes that plans may ask for, ``image_paths`` the
+    directories that are, or below which lie, the images that they may ask for (one that cannot be
+    had is left out, with a note). ``instance`` names this agent's cgroups:
+    ``outrider-<instance>.*``. ``cgroup_parent`` replaces the agent's own cgroup in every hierarchy.
+    ``orphan_grace_s`` is how long a launcher with a named socket keeps jobs
     without any agent before it kills them.
     ``prepared``: at most so many sandboxes are made ahead of their jobs; 0 for none.
     """
@@ -53,6 +55,7 @@ class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
     extra_ro_paths: tuple[str, ...] = ()
     hidden_paths: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
+    image_paths: tuple[str, ...] = ()
     allow_host_network: bool = False
     instance: str = "agent"
     cgroup_parent: str = ""
@@ -77,7 +80,8 @@ def interpreter() -> str:
 
 def problem(settings: SandboxSettings) -> str | None:
     """What is wrong with the settings, or None."""
-    paths = (*settings.visible_paths, *settings.extra_ro_paths, *settings.hidden_paths)
+    shown = (*settings.visible_paths, *settings.extra_ro_paths, *settings.image_paths)
+    paths = (*shown, *settings.hidden_paths)
     for path in (*paths, *settings.devices):
         if not path.startswith("/") or os.path.normpath(path) != path or path == "/":
             return f"sandbox path {path!r} must be absolute, normalized and not /"

@@ -63,8 +63,18 @@ def _show_nodes(documents: list[dict[str, Any]]) -> None:
     from idl.units import format_bytes
 
     print_table(
-        ("NODE", "STATE", ">CPU", ">MEMORY", ">GPUS", ">JOBS", "ENFORCES", "LABELS", "IMAGES",
-         "SINCE"),
+        (
+            "NODE",
+            "STATE",
+            ">CPU",
+            ">MEMORY",
+            ">GPUS",
+            ">JOBS",
+            "ENFORCES",
+            "LABELS",
+            "IMAGES",
+            "SINCE",
+        ),
         [
             (
                 doc["node"],

@@ -41,6 +41,10 @@ _DIR = click.option(
     "--sandbox", type=click.Choice(("native", "crun", "runc", "runsc")), default="native",
     show_default=True, help="What the agents run jobs in; the runtimes need root.",
 )  # fmt: skip
+@click.option(
+    "--image", "images", multiple=True, metavar="NAME=dir:/PATH|NAME=oci:/PATH[:REF]",
+    help="A root that jobs may ask for (submit --image NAME): a directory or an OCI layout.",
+)  # fmt: skip
 @click.option("--timeout", default="60s", show_default=True, help="For everything to be ready.")
 @common
 def up(session: Session, **options: Any) -> None:
@@ -53,6 +57,7 @@ def up(session: Session, **options: Any) -> None:
       outrider up
       outrider up --kafka apache --agents 1
       outrider up --node-profile dgx-a100,v100-cube-mesh
+      outrider up --image alpine=oci:/srv/images/alpine
       outrider up --queue fast --queue slow --node-cpu 2 --overcommit
       outrider up --name second --kafka 127.0.0.1:9092 --prefix second.
     """

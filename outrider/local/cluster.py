@@ -93,7 +93,8 @@ class LocalOptions:
     """What `up` starts. `None` for a node's share: this machine divided evenly.
 
     `node_profiles`: machines that the agents play in turn, simulated (`real`: this machine).
-    `allow_host_network`: jobs of the profile `network` may run here.
+    `allow_host_network`: jobs of the profile `network` may run here. `images`: `NAME=dir:/PATH` or
+    `NAME=oci:/PATH[:REF]`, roots that jobs may ask for.
     `tune` changes the cluster file before it is written (tests: shorter timeouts); `env` is added
     to every coordinator's and agent's environment; `placed` puts a process, by its name, somewhere
     else (the chaos harness: a network namespace each).
@@ -113,6 +114,7 @@ class LocalOptions:
     overcommit: bool = False
     allow_host_network: bool = False
     sandbox: str = "native"
+    images: tuple[str, ...] = ()
     ready_timeout_s: float = 60.0
     env: Mapping[str, str] = field(default_factory=dict)
     tune: Callable[[ClusterSettings], ClusterSettings] = lambda settings: settings
@@ -419,7 +421,8 @@ class LocalCluster:
             note = f"simulated: plays {profile}, jobs get no GPU"
         if options.allow_host_network:
             offers = (*offers, "--allow-host-network")
-        offers = (*offers, "--sandbox", options.sandbox)
+        images = (word for image in options.images for word in ("--image", image))
+        offers = (*offers, "--sandbox", options.sandbox, *images)
         arguments = python_module("node_agent.agent", *self._common(name, port), *offers)
         self._spawn(self._planned(name, "agent", arguments, port, options, note))
 

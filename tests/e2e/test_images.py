@@ -1,0 +1,71 @@
+"""Images over the whole path: configured, unpacked, reported, scheduled, seen by the job."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from outrider.client.client import Client
+from outrider.local.cluster import LocalCluster, LocalOptions
+from tests.e2e.conftest import Cluster, _quick, answer_of, wait_until
+from tests.images import Layout, layer_of_folder, tiny_root
+from tests.unit.test_images_layers import files
+
+pytestmark = pytest.mark.slow
+WAIT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder: Path = tmp_path_factory.mktemp("images")
+    root = tiny_root(folder / "root")
+    layout = Layout(folder / "layout")
+    base = layer_of_folder(root)
+    over = files(etc__release="tiny, changed\n")
+    layout.tag(layout.image(base, over, env=("FROM=image", "OURS=image")))
+    options = LocalOptions(
+        name=f"e2e-{folder.name}", folder=folder / "cluster", tune=_quick, agents=1,
+        coordinators=1,
+        images=(f"tiny=oci:{layout.folder}", f"plain=dir:{root}", f"broken=oci:{root}"),
+    )  # fmt: skip
+    with LocalCluster.start(options) as local, Client(local.config_path) as client:
+        yield Cluster(local, client)
+
+
+def images(cluster: Cluster) -> dict[str, str]:
+    return cluster.view().state.nodes["n1"].images
+
+
+def test_jobs_run_in_images_and_wait_for_those_that_nobody_has(tiny: Cluster) -> None:
+    wait_until(lambda: set(images(tiny)) == {"tiny", "plain"}, "images are offered", WAIT_S)
+    assert images(tiny)["tiny"].startswith("sha256:") and images(tiny)["plain"] == "directory"
+    (node,) = answer_of(tiny.local, "nodes", wait_s=WAIT_S)
+    assert node["images"] == images(tiny)
+    unknown = tiny.client.submit(tiny.job("true", image="unknown"))
+    broken = tiny.client.submit(tiny.job("true", image="broken"))
+    script = "cat /etc/release; echo $FROM $OURS; ls -d /home /etc/shadow 2>/dev/null; true"
+    for image, words in (("tiny", b"tiny, changed\nimage job\n"), ("plain", b"tiny\njob\n")):
+        handle = tiny.client.submit(tiny.sh(script, image=image, env={"OURS": "job"}))
+        record = handle.attempt_result(WAIT_S)
+        assert record is not None and record.exit_code == 0, record
+        assert record.stdout_tail == words
+    host = tiny.client.submit(tiny.sh("cat /etc/release || ls -d /usr"))
+    record = host.attempt_result(WAIT_S)
+    assert record is not None and record.stdout_tail == b"/usr\n"
+    for handle, name in ((unknown, "unknown"), (broken, "broken")):
+        why = answer_of(tiny.local, "why", handle.job, wait_s=WAIT_S)
+        assert why["code"] == "NoMatchingNode"
+        assert why["message"] == f"no node offers image {name}"
+
+
+def test_a_restarted_agent_finds_its_images_again_and_runs_what_waited(tiny: Cluster) -> None:
+    wait_until(lambda: "tiny" in images(tiny), "the image is offered", WAIT_S)
+    store = tiny.local.place.state / "n1/images"
+    (folder,) = store.iterdir()
+    made_ns = folder.stat().st_mtime_ns
+    tiny.local.restart("n1")
+    handle = tiny.client.submit(tiny.sh("cat /etc/release", image="tiny"))
+    record = handle.attempt_result(WAIT_S)
+    assert record is not None and record.stdout_tail == b"tiny, changed\n"
+    assert [one.name for one in store.iterdir()] == [folder.name]
+    assert folder.stat().st_mtime_ns == made_ns, "unpacked again"
