@@ -20,7 +20,9 @@ from msgspec.structs import replace
 from controlplane.core import events as ev
 from controlplane.core.catchup import CatchUp
 from controlplane.core.coordinator import Coordinator, Role
-from controlplane.core.election import Election, ElectionTiming, Member, Standing
+from controlplane.core.election import Election, Standing
+from controlplane.core.membership import Member
+from controlplane.core.silence import ElectionTiming
 from controlplane.hints import require_alone
 from controlplane.intake import Intake, IntakeEvent, Partitions
 from controlplane.metrics import Metrics
@@ -292,7 +294,7 @@ class PoolCoordinator:
             self._crew.fail(error)
         finally:
             self._pumping = False
-        self._metrics.observe(self._core, self._process.refused(self))
+        self._metrics.observe(self._core, self._election, self._process.refused(self))
         self._arm()
 
     def _arm(self) -> None:

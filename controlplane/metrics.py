@@ -5,6 +5,7 @@ import functools
 from prometheus_client import Counter, Gauge
 
 from controlplane.core.coordinator import Coordinator, Role
+from controlplane.core.election import Election
 from idl.control import QueueState
 
 
@@ -35,6 +36,17 @@ class Metrics:
         self._stalled_since = _gauge(
             "outrider_kafka_stalled_since_seconds", "When it began (epoch); 0 for no stall."
         ).labels(**labels)
+        self._timeout = _gauge(
+            "outrider_election_timeout_seconds",
+            "Silence after which a leader is replaced: as configured, or stretched (ADR 0014).",
+        ).labels(**labels)
+        self._configured = _gauge(
+            "outrider_election_timeout_configured_seconds", "The same where all runs in time."
+        ).labels(**labels)
+        self._excuses = _gauge(
+            "outrider_election_excuses",
+            "How often this process ran too late itself to conclude anything from silence.",
+        ).labels(**labels)
         self._refused = _counter(
             "outrider_control_messages_refused", "Refused control messages.",
             (*labels, "reason"),
@@ -52,15 +64,22 @@ class Metrics:
             "outrider_snapshot_seconds", "How long writing it took."
         ).labels(**labels)
         self._labels = labels
+        self._patience = (0, 0, 0)
         self._counted: dict[str, int] = {}
 
-    def observe(self, core: Coordinator, refused: dict[str, int]) -> None:
+    def observe(self, core: Coordinator, election: Election, refused: dict[str, int]) -> None:
         """Reads what changed since the last call; cheap enough for every turn of the loop."""
         self._term.set(core.state.term)
         self._leading.set(1 if core.role is Role.LEADING else 0)
         self._offset.set(core.state.next_offset)
         self._stalled.set(1 if core.kafka_stalled else 0)
         self._stalled_since.set(core.kafka_stalled_since_ms / 1000)
+        patience = (election.timing.timeout_ms, election.timeout_ms, election.excuses)
+        if patience != self._patience:
+            self._configured.set(patience[0] / 1000)
+            self._timeout.set(patience[1] / 1000)
+            self._excuses.set(patience[2])
+            self._patience = patience
         for reason, count in refused.items():
             grown = count - self._counted.get(reason, 0)
             if grown:

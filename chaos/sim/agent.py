@@ -22,6 +22,7 @@ from idl.jobs import LimitName
 from idl.ledger import Capacity
 from idl.records import AttemptResult, Outcome
 from node_agent.core import attempts as core
+from node_agent.core.pace import StatusPace
 
 if TYPE_CHECKING:
     from chaos.sim.cluster import Cluster
@@ -68,6 +69,7 @@ class SimAgent:
         self.highest_term = node.term
         self.calls = {member.name for member in cluster.file}
         """Coordinators that it knows: those of its file until it is told of others."""
+        self._pace = StatusPace()
         self._mailbox: deque[Callable[[], None]] = deque()
         cluster.network.attach(node.name, lambda message: self.guard(partial(self.open, message)))
         if cluster.plant is not None:
@@ -166,12 +168,25 @@ class SimAgent:
             self.world.count("agent", "other_incarnation")
 
     def step(self, event: core.Event) -> tuple[core.Effect, ...]:
-        """One fact, its orders, and the status that follows."""
+        """One fact, its orders, and the status that follows, as soon as it is due."""
         effects = self.core.step(event, self.node.boot_ms)
-        for effect in (*effects, *self.core.flush()):
+        for effect in effects:
             self._perform(effect)
+        if self.core.has_news:
+            due_ms = self._pace.changed(
+                self.world.now, urgent=isinstance(event, core.AttemptRunning)
+            )
+            if due_ms is not None:
+                self.world.after(due_ms - self.world.now, partial(self.guard, self.flush))
         self.core.check_invariants()
         return effects
+
+    def flush(self) -> None:
+        """One status for all that changed; of several planned, the later find nothing to say."""
+        self._pace.sent(self.world.now)
+        for effect in self.core.flush():
+            self.world.count("agent", "told_one")
+            self._perform(effect)
 
     def _perform(self, effect: core.Effect) -> None:
         match effect:
@@ -198,8 +213,8 @@ class SimAgent:
             case core.FollowMembers(members=members):
                 self.world.count("membership", "followed_by_node")
                 self.calls = {member.name for member in members}
-            case core.SendStatus(status=status):
-                self.to_coordinators("status", status)
+            case core.SendStatus(status=status, to=to):
+                self.to_coordinators("status", status, to)
 
     # --- the runner ---------------------------------------------------------------------------
 
@@ -259,11 +274,12 @@ class SimAgent:
         job.phase = core.Phase.ENDED
         self.step(core.ResultDelivered(*key))
 
-    def to_coordinators(self, topic: str, body: object) -> None:
-        """To every coordinator that it knows."""
+    def to_coordinators(self, topic: str, body: object, to: str = "") -> None:
+        """To this coordinator; to every one that it calls where `to` is none of these."""
         message = self.endpoint.seal(topic, self.name, body)
+        called = {to} if to in self.calls else self.calls
         for name in self.cluster.processes:
-            if name in self.calls:
+            if name in called:
                 self.cluster.network.send(self.name, name, message)
 
 

@@ -15,7 +15,7 @@ from chaos.sim.network import Network
 from chaos.sim.process import SimCoordinator
 from chaos.sim.world import World
 from controlplane.core import events as e
-from controlplane.core.election import ElectionTiming
+from controlplane.core.silence import ElectionTiming
 from idl.ids import CoordinatorId, PoolName
 from idl.jobs import JobSpec
 from idl.members import CoordinatorPeer, Members

@@ -94,6 +94,16 @@ def _pause(cluster: Cluster, dice: random.Random, lasts_ms: int) -> str:
     return process.name
 
 
+def _faint(cluster: Cluster, dice: random.Random, lasts_ms: int) -> str:
+    """The leader hangs between deciding and reading back: others carry out what it decided, and
+    when it wakes it may do so as well."""
+    leader = cluster.leader
+    if leader is None:
+        return "nobody"
+    leader.faints_ms = lasts_ms
+    return leader.name
+
+
 def _slow_reader(cluster: Cluster, dice: random.Random, lasts_ms: int) -> str:
     process = cluster.processes[_victim(cluster, dice)]
     process.deaf_to_kafka = True
@@ -241,6 +251,7 @@ FAULTS: Final[dict[str, Act]] = {
     "crash": partial(_crash, True),
     "crash_unnoticed": partial(_crash, False),
     "pause": _pause,
+    "faint": _faint,
     "slow_reader": _slow_reader,
     "false_hint": _false_hint,
     "usurp": _usurp,
@@ -272,6 +283,7 @@ FAULTS: Final[dict[str, Act]] = {
 _LONG: Final = frozenset({
     "loss", "duplication", "delay", "reordering", "log_slow", "log_fails", "log_late", "log_twice",
     "node_cut", "node_mute", "node_deaf", "clock_jump", "disk_full", "disk_slow", "log_cut",
+    "faint",
 })  # fmt: skip
 
 
@@ -286,7 +298,7 @@ def heal(cluster: Cluster) -> None:
         wall.jumps.clear()
     for name in list(cluster.processes):
         process = cluster.processes[name]
-        process.deaf_to_kafka = False
+        process.deaf_to_kafka, process.faints_ms = False, 0
         if not process.alive:
             cluster.start_coordinator(name)
         elif process.hung:

@@ -17,7 +17,8 @@ from chaos.sim.network import Endpoint, Sealed
 from chaos.sim.world import Violation
 from controlplane.core import events as e
 from controlplane.core.coordinator import Coordinator, Role
-from controlplane.core.election import Election, Member
+from controlplane.core.election import Election
+from controlplane.core.membership import Member
 from dataplane.core.snapshot import Image, restored
 from idl.codec import decode_entry
 from idl.control import AttemptStatus, Ballot, BallotReply, Beacon, NodeReport
@@ -32,6 +33,8 @@ RECORDS_PER_READ = 8
 HAND_OVER_MS = 8
 """A poll thread hands records over later; by then the intake may be another one."""
 IDLE_MS = 200
+KAFKA_FIRST = 0.5
+"""Chance that one that wakes reads the ledger before it hears anybody: two threads, one loop."""
 FROM_THE_START = 0.3
 """Share of restarts that find no snapshot."""
 POLL_MS = 50
@@ -51,6 +54,8 @@ class SimCoordinator:
         self.clock = ProcessClock(world, wall, cluster.drift_ppm[name])
         self.endpoint = Endpoint(cluster.network, name, incarnation, wall)
         self.alive, self.hung, self.deaf_to_kafka = True, False, False
+        self.faints_ms = 0
+        """Set: it hangs for this long as soon as it has appended, before it reads that back."""
         self.core = Coordinator(
             CoordinatorId(name), Incarnation(incarnation), cluster.pool, cluster.policies,
             cluster.timing, cluster.file_of(name),
@@ -111,10 +116,22 @@ class SimCoordinator:
         self.alive = False
 
     def wake(self) -> None:
-        """Goes on where it was: the zombie."""
+        """Goes on where it was: the zombie. What waits in the sockets of Kafka may come before what
+        waits in those of DDS: then it goes on by its old decisions until it reads of its end."""
         self.hung = False
+        if self.alive and self.dice.random() < KAFKA_FIRST and self.reaches_kafka:
+            self.read_ledger()
         while self._mailbox and not self.hung and self.alive:
             self._mailbox.popleft()()
+
+    def faint(self) -> None:
+        """It has just appended."""
+        if self.faints_ms:
+            self.hung = True
+            self.world.count("fault", "fainted")
+            self.world.note(f"{self.name} hangs for {self.faints_ms} ms", self.name)
+            self.world.after(self.faints_ms, self.wake)
+            self.faints_ms = 0
 
     def tick(self) -> None:
         """The driver's timer."""
@@ -267,7 +284,7 @@ class SimCoordinator:
                 case e.SendBallot(ballot=ballot):
                     self.to_peers("ballot", ballot)
                 case e.SendBallotReply(reply=reply):
-                    self.to_peers("reply", reply)
+                    self.to_peers("reply", reply, reply.candidate)
                 case e.SendBeacon(beacon=beacon):
                     self.to_peers("beacon", beacon)
                 case e.TakeRole(term=term):
@@ -300,6 +317,7 @@ class SimCoordinator:
                 reached = self.name not in cluster.cut_off
                 failed = partial(self.guard, partial(self.not_appended, entry))
                 cluster.kafka.append(entry, failed, reached=reached)
+                self.faint()
             case e.OpenIntake(positions=positions):
                 self.intake, self.paused = effect, set()
                 self.positions = {(p.topic, p.partition): p.next_offset for p in positions}
@@ -347,11 +365,11 @@ class SimCoordinator:
         self.cluster.checker.dead_letters[key] = self.cluster.checker.dead_letters.get(key, 0) + 1
         self.decide(e.DeadLetterWritten(key=key))
 
-    def to_peers(self, topic: str, body: object) -> None:
-        """To every other coordinator."""
+    def to_peers(self, topic: str, body: object, to: str = "") -> None:
+        """To every other coordinator, or to this one."""
         message = self.endpoint.seal(topic, "role", body)
         for peer in self.cluster.processes:
-            if peer != self.name:
+            if peer != self.name and to in ("", peer):
                 self.cluster.network.send(self.name, peer, message)
 
     def send(self, to: str, topic: str, key: str, body: object) -> None:

@@ -11,6 +11,8 @@ this machine has to give is one willing leader soon, and peace while it lives.
 * Waiting times depend on `rank` (preference, then name), so that two candidates rarely split.
 * A Kafka that takes no appends is no reason to step down: no other could append either. Only a
   leader that alone does not reach it hands over (`controlplane.core.reach`).
+* On a machine that does not run its processes in time the timeout is stretched, and who was late
+  itself concludes nothing from what it did not hear (`controlplane.core.silence`, ADR 0014).
 * Who is a member says the ledger, from its first change on (ADR 0012). A voter refuses a candidate
   that counts votes by an older membership than its own.
 """
@@ -18,8 +20,6 @@ this machine has to give is one willing leader soon, and peace while it lives.
 import hashlib
 from enum import StrEnum
 from typing import Literal
-
-import msgspec
 
 from controlplane.core.events import (
     BallotReceived,
@@ -43,8 +43,9 @@ from controlplane.core.events import (
     TakeRole,
     Tick,
 )
-from controlplane.core.membership import Voters, majority
+from controlplane.core.membership import Member, Voters, majority
 from controlplane.core.reach import HOLD_MS, Reach
+from controlplane.core.silence import STRETCH_MAX, ElectionTiming, Silence
 from idl.control import Ballot, BallotReply, Beacon
 from idl.errors import ConfigError
 
@@ -58,26 +59,6 @@ class Standing(StrEnum):
     PRE_CANDIDATE = "pre_candidate"
     CANDIDATE = "candidate"
     LEADER = "leader"
-
-
-class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """One coordinator of the membership. A higher preference stands earlier."""
-
-    name: str
-    preference: int = 0
-
-
-class ElectionTiming(msgspec.Struct, frozen=True, kw_only=True):
-    """Periods in ms. `timeout_ms` is the lease, and the shortest silence that makes a follower
-    stand; what is honest depends on the process's priority (facts: 700 ms without real-time)."""
-
-    heartbeat_ms: int = 100
-    timeout_ms: int = 1_000
-
-    @property
-    def stagger_ms(self) -> int:
-        """Head start of each rank over the next after a hint: some round trips, never 0."""
-        return max(self.heartbeat_ms // 2, 1)
 
 
 def _fraction(seed: int, number: int) -> float:
@@ -104,6 +85,10 @@ class Election:
             raise ConfigError(f"coordinator {me!r} must be once among the members {names}")
         self.role, self.me, self.incarnation = role, me, incarnation
         self.timing = timing
+        self._silence = Silence(timing, now_ms)
+        self.timeout_ms = timing.timeout_ms
+        """The timeout as it is now: the configured one, or stretched. In force for lease, promise
+        and patience alike."""
         self._members_version = 0
         self._set_members(members)
         self._seed = seed
@@ -116,13 +101,15 @@ class Election:
         self.leader = ""
         """Whom this coordinator believes to lead; "" for nobody."""
         self.leader_incarnation = 0
+        self._heard_ms = now_ms
         self._voted: tuple[int, str, int] | None = None
         self._round = 0
         self._resend_ms = 0
         self._standing_for = 0
         """The term asked for as (pre-)candidate, or led."""
         self._granted: set[str] = set()
-        self._lease_until_ms = 0
+        self._lease_until_ms = self._renewed_ms = 0
+        """When the renewal that a majority granted last was sent."""
         self._renewals: dict[int, tuple[int, set[str]]] = {}
         self._renewed_by: dict[str, tuple[int, int]] = {}
         """Voter → when it last renewed the lease, and which membership it knows."""
@@ -150,6 +137,8 @@ class Election:
 
     def step(self, event: ElectionEvent, now_ms: int) -> tuple[ElectionEffect, ...]:
         """Takes one event; returns what to do, in order. `now_ms` never goes back."""
+        self.timeout_ms = self._silence.timeout_ms(now_ms)
+        self._excuse(self._silence.grace_ms(now_ms), now_ms)
         match event:
             case BallotReceived():
                 self._ballot(event.ballot, now_ms)
@@ -175,6 +164,7 @@ class Election:
             case Tick():
                 pass
         self._timers(now_ms)
+        self._silence.wake_by(self.next_wakeup_ms(now_ms))
         out, self._out = tuple(self._out), []
         return out
 
@@ -218,11 +208,25 @@ class Election:
             if not self.is_member:
                 self._step_down("it was removed from the membership", now_ms)
             elif was_alone:
-                self._lease_until_ms = now_ms + self.timing.timeout_ms  # needed from now on
+                self._lease_until_ms = now_ms + self.timeout_ms  # needed from now on
         elif self.standing is not Standing.FOLLOWER:
             self._follow(now_ms)  # what was asked was asked by another membership
 
     # --- time ---------------------------------------------------------------------------------
+
+    def _excuse(self, grace_ms: int, now_ms: int) -> None:
+        """This process was late: what it has not heard may lie in its sockets, so it listens."""
+        if not grace_ms:
+            return
+        if self.standing is Standing.LEADER:
+            self._lease_until_ms = max(self._lease_until_ms, now_ms + grace_ms)
+        elif self.standing is Standing.FOLLOWER and self.leader and self._gone_ms is None:
+            self._stand_at_ms = max(self._stand_at_ms, now_ms + grace_ms)
+
+    @property
+    def excuses(self) -> int:
+        """How often this process was late enough to conclude nothing from silence."""
+        return self._silence.excuses
 
     def _timers(self, now_ms: int) -> None:
         if self._in_doubt and self._reach.ask(now_ms):
@@ -266,7 +270,7 @@ class Election:
         """When to stand unless a leader is heard: in [1, 2) timeouts, higher ranks earlier."""
         slot = (self._rank + self._draw()) / (len(self._order) or 1)
         cut_off = self._reach.own(now_ms) is False  # others can do more with the role
-        return now_ms + self.timing.timeout_ms + int(self.timing.timeout_ms * (slot + cut_off))
+        return now_ms + self.timeout_ms + int(self.timeout_ms * (slot + cut_off))
 
     @property
     def _rank(self) -> int:
@@ -297,7 +301,7 @@ class Election:
     def _begin_round(self, now_ms: int) -> None:
         self._round += 1
         self._granted = {self.me}
-        half = self.timing.timeout_ms // 2
+        half = self.timeout_ms // 2
         self._stand_at_ms = now_ms + half + int(half * self._draw()) + 1
         if not self._advance(now_ms):
             self._send_ballot(now_ms)
@@ -333,7 +337,7 @@ class Election:
     def _become_leader(self, now_ms: int) -> None:
         self.standing = Standing.LEADER
         self.leader, self.leader_incarnation = self.me, self.incarnation
-        self._lease_until_ms = now_ms + self.timing.timeout_ms
+        self._lease_until_ms, self._renewed_ms = now_ms + self.timeout_ms, now_ms
         self._renewals.clear()
         self._renewed_by.clear()
         self._voters = Voters()
@@ -355,14 +359,14 @@ class Election:
             return
         self._round += 1
         self._renewals[self._round] = (now_ms, {self.me})
-        expired = now_ms - self.timing.timeout_ms
+        expired = now_ms - self.timeout_ms
         for number in [n for n, (sent, _) in self._renewals.items() if sent <= expired]:
             del self._renewals[number]
         self._out.append(SendBallot(ballot=self._my_ballot("renew", self._round)))
 
     def _show_voters(self, now_ms: int) -> None:
         """Tells the core who answers: it changes the membership only while enough do."""
-        since = now_ms - self.timing.timeout_ms
+        since = now_ms - self.timeout_ms
         heard, knowing = [self.me], [self.me]
         for name in self._order:
             at_ms, version = self._renewed_by.get(name, (since, 0))
@@ -378,7 +382,7 @@ class Election:
     def _my_beacon(self, *, stepping_down: bool, reason: str = "", to: str = "") -> Beacon:
         return Beacon(
             role=self.role, term=self._standing_for, leader=self.me,
-            incarnation=self.incarnation, lease_ms=self.timing.timeout_ms,
+            incarnation=self.incarnation, lease_ms=self.timeout_ms,
             ledger_offset=self._ledger_offset, stepping_down=stepping_down,
             kafka="ok" if self._kafka_stalled_ms is None else "stalled",
             kafka_stalled_since_ms=self._kafka_stalled_ms or 0, state_digest=self._digest,
@@ -392,7 +396,7 @@ class Election:
         self._follow(now_ms)
         self._ended = f"{self.me} stepped down: {reason}"
         self._out.append(LoseRole(reason=reason))
-        self._stand_at_ms += self.timing.timeout_ms
+        self._stand_at_ms += self.timeout_ms
 
     def _follow(self, now_ms: int) -> None:
         """Back to follower; whoever called says why, and LoseRole if this was the leader."""
@@ -488,7 +492,7 @@ class Election:
         if ballot.term < self.term:
             return f"term {ballot.term} is older than {self.term}"
         self._hear_leader(
-            ballot.term, ballot.candidate, ballot.incarnation, self.timing.timeout_ms, now_ms
+            ballot.term, ballot.candidate, ballot.incarnation, self.timeout_ms, now_ms
         )
         if self.leader != ballot.candidate:
             return f"{self.leader or self.me} leads term {self.term}"
@@ -528,8 +532,10 @@ class Election:
             return
         sent_ms, voters = renewal
         voters.add(reply.voter)
-        if len(voters.intersection(self._order)) >= self._majority:
-            self._lease_until_ms = max(self._lease_until_ms, sent_ms + self.timing.timeout_ms)
+        if len(voters.intersection(self._order)) >= self._majority and sent_ms > self._renewed_ms:
+            self._silence.heard(now_ms, since_ms=self._renewed_ms)
+            self._renewed_ms = sent_ms
+            self._lease_until_ms = max(self._lease_until_ms, sent_ms + self.timeout_ms)
 
     def _beacon(self, beacon: Beacon, now_ms: int) -> None:
         if beacon.role != self.role or beacon.leader == self.me:
@@ -551,7 +557,7 @@ class Election:
             self._ended = f"{beacon.leader} stepped down: {beacon.reason}".removesuffix(": ")
             self._hurry(now_ms, beacon.leader, beacon.successor)
             return
-        lease_ms = min(beacon.lease_ms, 2 * self.timing.timeout_ms)
+        lease_ms = min(beacon.lease_ms, STRETCH_MAX * self.timing.timeout_ms)
         self._hear_leader(beacon.term, beacon.leader, beacon.incarnation, lease_ms, now_ms)
         if self.leader == beacon.leader:
             self._leader_stalled = beacon.kafka == "stalled"
@@ -574,6 +580,9 @@ class Election:
         self.leader, self.leader_incarnation = leader, incarnation
         self._gone_ms, self._ended = None, ""
         self._refused.clear()
+        self._silence.heard(now_ms, since_ms=self._heard_ms if same and self._caught_up else now_ms)
+        self._heard_ms = now_ms
+        lease_ms = max(lease_ms, self.timeout_ms)
         self._promised_until_ms = max(self._promised_until_ms, now_ms + lease_ms)
         self._stand_at_ms = self._patience_end(now_ms)
 

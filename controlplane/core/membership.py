@@ -23,6 +23,13 @@ _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9._:-]+")
 
 
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """One coordinator of the membership. A higher preference stands earlier."""
+
+    name: str
+    preference: int = 0
+
+
 class Voters(msgspec.Struct, frozen=True):
     """Members that renewed the leader's lease lately, itself among them. `knowing`: those of them
     that have read the newest membership."""

@@ -18,7 +18,9 @@ STATUS_TIMEOUT_S: Final = 2.0
 """A broker that is well says in milliseconds how many there are."""
 METRICS_TIMEOUT_S: Final = 0.5
 """A coordinator on this machine answers in a millisecond, or is paused."""
-STALLED_METRIC: Final = "outrider_kafka_stalled_since_seconds{"
+STALLED_METRIC: Final = "outrider_kafka_stalled_since_seconds"
+PATIENCE_METRIC: Final = "outrider_election_timeout_seconds"
+CONFIGURED_METRIC: Final = "outrider_election_timeout_configured_seconds"
 
 
 def node_state(node: "Node") -> str:
@@ -170,12 +172,14 @@ def _local_processes(session: Session) -> list[dict[str, Any]]:
     ]
 
 
-def stalled_since_ms(session: Session) -> int:
-    """When the leader on this machine noticed that Kafka stalls, epoch ms; 0: it did not, or none
-    is here. Kafka itself cannot be asked then, and the CLI does not speak DDS: its /metrics can."""
+def coordinator_figures(session: Session) -> dict[str, int]:
+    """Of the coordinators on this machine, each figure's highest, in ms; {} where none is here.
+
+    A Kafka that stalls cannot be asked, and the CLI speaks no DDS: their /metrics can be asked.
+    """
     import http.client
 
-    since = 0
+    found: dict[str, int] = {}
     for record in _local_records(session):
         if record.role != "coordinator" or not record.alive:
             continue
@@ -190,9 +194,11 @@ def stalled_since_ms(session: Session) -> int:
         finally:
             asked.close()
         for line in page.splitlines():
-            if line.startswith(STALLED_METRIC):
-                since = max(since, int(float(line.rsplit(" ", 1)[1]) * 1000))
-    return since
+            name = line.partition("{")[0]
+            if name in (STALLED_METRIC, PATIENCE_METRIC, CONFIGURED_METRIC):
+                value_ms = round(float(line.rsplit(" ", 1)[1]) * 1000)
+                found[name] = max(found.get(name, 0), value_ms)
+    return found
 
 
 def _reachable(session: Session) -> int:
@@ -203,7 +209,7 @@ def _reachable(session: Session) -> int:
     try:
         return check_reachable(session.settings.kafka, STATUS_TIMEOUT_S)
     except BrokerUnavailableError as error:
-        since = stalled_since_ms(session)
+        since = coordinator_figures(session).get(STALLED_METRIC, 0)
         if not since:
             raise
         raise BrokerUnavailableError(
@@ -223,7 +229,8 @@ def status_document(session: Session) -> dict[str, Any]:
     """Everything `status` shows. Raises BrokerUnavailableError."""
     settings = session.settings
     brokers = _reachable(session)
-    stalled = stalled_since_ms(session)
+    figures = coordinator_figures(session)
+    stalled = figures.get(STALLED_METRIC, 0)
     view: LedgerView = session.view()
     state = view.state
     last = state.terms[-1] if state.terms else None
@@ -241,6 +248,10 @@ def status_document(session: Session) -> dict[str, Any]:
         "leader": view.leader,
         "term": state.term,
         "term_started_ms": last.at_ms if last else 0,
+        "election": {
+            "timeout_ms": figures.get(PATIENCE_METRIC, 0),
+            "configured_ms": figures.get(CONFIGURED_METRIC, 0),
+        },
         "ledger_offset": state.next_offset,
         "last_decision_ms": state.at_ms,
         "void_entries": sum(state.void_counts.values()),
@@ -267,6 +278,12 @@ def _show_status(document: dict[str, Any]) -> None:
         kafka["state"] = f"stalled since {_clock(kafka['stalled_since_ms'])}"
     click.echo(f"kafka    {kafka['state']}, {brokers} at {kafka['bootstrap']}{durable}")
     click.echo(f"leader   {led}")
+    election = document["election"]
+    if election["timeout_ms"] > election["configured_ms"]:
+        click.echo(
+            f"election a silent leader is replaced after {election['timeout_ms']} ms instead of "
+            f"{election['configured_ms']}: processes here run late (is the machine overloaded?)"
+        )
     click.echo(
         f"ledger   {document['ledger_offset']} entries, "
         f"{document['void_entries']} void, last {age(now, document['last_decision_ms'])} ago"

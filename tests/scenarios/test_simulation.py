@@ -93,7 +93,7 @@ def test_a_plant_leaves_nothing_behind() -> None:
 
 
 def test_a_failing_seed_is_made_small_and_told() -> None:
-    small = shrink(21, "late-result-accepted")
+    small = shrink(22, "late-result-accepted")
     assert small is not None
     assert small.outcome.violation == "one-result"
     assert len(small.plan.work) + len(small.plan.faults) <= 3

@@ -5,7 +5,9 @@ from msgspec.structs import replace
 from controlplane.core import events as e
 from controlplane.core.bounds import CLAIMS_MAX, DIGESTS_KEPT
 from controlplane.core.divergence import DigestWatch
-from controlplane.core.election import Election, ElectionTiming, Member, Standing
+from controlplane.core.election import Election, Standing
+from controlplane.core.membership import Member
+from controlplane.core.silence import ElectionTiming
 from idl.control import Beacon
 from tests.unit.core_builders import Hand, seen, spec
 

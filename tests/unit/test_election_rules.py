@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from controlplane.core import events as e
-from controlplane.core.election import Election, ElectionTiming, Member, Standing
-from controlplane.core.membership import Voters
+from controlplane.core.election import Election, Standing
+from controlplane.core.membership import Member, Voters
 from controlplane.core.reach import CUT_MS, HOLD_MS
+from controlplane.core.silence import ElectionTiming
 from dataplane.core.state import PoolState
 from idl.control import Ballot, BallotReply, Beacon
 from idl.errors import ConfigError
