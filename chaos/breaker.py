@@ -112,7 +112,7 @@ class Breaker:
         if not targets:
             self._skip(spec.fault, f"whom it was to hit ({spec.target}) was under another fault")
             return
-        fault = KINDS[spec.fault](world, spec, targets)
+        fault = KINDS[spec.fault](world, spec, targets, planned.dice)
         at_ms = self._recorder.now_ms()
         one = _Open(planned.number, spec.fault, targets, fault, now + planned.lasts_s)
         self._open.append(one)
@@ -126,7 +126,7 @@ class Breaker:
         self.began += 1
         self._recorder.add(
             FaultBegan(at_ms=at_ms, fault=planned.number, kind=spec.fault, targets=targets,
-                       detail=detail, hit_leader=leader in targets)
+                       detail=detail, means=fault.means, hit_leader=leader in targets)
         )  # fmt: skip
 
     def _skip(self, kind: str, reason: str) -> None:
@@ -139,6 +139,8 @@ class Breaker:
 
     def _heal_due(self, now: float) -> None:
         for one in [one for one in self._open if one.until <= now]:
-            one.fault.heal()
+            counted = one.fault.heal() or ""
             self._open.remove(one)
-            self._recorder.add(FaultHealed(at_ms=self._recorder.now_ms(), fault=one.number))
+            self._recorder.add(
+                FaultHealed(at_ms=self._recorder.now_ms(), fault=one.number, detail=counted)
+            )

@@ -68,13 +68,17 @@ class FaultBegan(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="fau
     kind: str
     targets: tuple[str, ...] = ()
     detail: str = ""
+    means: str = ""
+    """By what it was done, where a kind can be done in several ways."""
     hit_leader: bool = False
 
 
 class FaultHealed(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="fault_healed"):
-    """Its healing was carried out. What was harmed may still need time to come back."""
+    """Its healing was carried out. What was harmed may still need time to come back.
+    `detail`: what was counted while it lasted."""
 
     fault: int
+    detail: str = ""
 
 
 class FaultSkipped(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="fault_skipped"):

@@ -18,6 +18,7 @@ REPORT_FILE: Final = "report.json"
 PICTURE_FILE: Final = "timeline.svg"
 STYLE: Final = {"pass": "green", "unknown": "yellow", "fail": "red"}
 PROBLEMS_IN_TABLE: Final = 5
+MEANS: Final = {"netem": "the kernel (tc-netem)", "wire": "a wire of ours (no sch_netem here)"}
 
 
 class GapTold(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +40,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     verdicts: list[Verdict]
     faults: dict[str, int]
+    means: dict[str, str]
+    """Kind of fault → by what it was done, where there are several ways."""
     skipped: dict[str, str]
     gaps: list[GapTold]
     interrupted: bool = False
@@ -58,6 +61,7 @@ def report_of(history: History, checkers: tuple[str, ...] = ()) -> Report:
         outcome=worst(verdicts),
         verdicts=verdicts,
         faults=dict(Counter(fault.kind for fault in of(FaultBegan, history))),
+        means={fault.kind: fault.means for fault in of(FaultBegan, history) if fault.means},
         skipped={event.kind: event.reason for event in of(FaultSkipped, history)},
         gaps=[
             GapTold(fault=gap.fault, kind=gap.kind, hit_leader=gap.hit_leader,
@@ -93,6 +97,8 @@ def show(report: Report, console: Console) -> None:
         table.add_row(verdict.checker, f"[{style}]{verdict.outcome}[/{style}]",
                       escape("\n".join(line for line in lines if line)))  # fmt: skip
     console.print(table)
+    for kind, means in report.means.items():
+        console.print(f"{kind}: made by {MEANS[means]}", highlight=False)
     for kind, reason in report.skipped.items():
         console.print(f"[yellow]skipped[/yellow] {kind}: {escape(reason)}", highlight=False)
     style = STYLE[report.outcome]

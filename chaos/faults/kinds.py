@@ -10,7 +10,15 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from chaos.faults import clock
-from chaos.faults.network import BROKER, INTERFACE, Network, both_ways, tc
+from chaos.faults.network import (
+    BROKER,
+    INTERFACE,
+    Network,
+    both_ways,
+    netem_unavailable,
+    tc,
+)
+from chaos.faults.wire import Weather
 from chaos.faults.world import DISK_BYTES, FILLER, World
 from chaos.scenario import FaultSpec, percent, signed_ms
 from idl.errors import ConfigError, PlatformFaultError
@@ -23,20 +31,26 @@ DELAY: Final = "50ms"
 
 
 class Fault(Protocol):
-    """One fault on its targets."""
+    """One fault on its targets. `means`: by what it is done, where there are several ways."""
+
+    means: str
 
     def begin(self) -> str:
         """Does it; returns details for people. Raises OutriderError where it cannot be done."""
 
-    def heal(self) -> None:
-        """Undoes it."""
+    def heal(self) -> str | None:
+        """Undoes it; may return what was counted, for people."""
 
 
 class _Base:
-    def __init__(self, world: World, spec: FaultSpec, targets: tuple[str, ...]) -> None:
+    def __init__(
+        self, world: World, spec: FaultSpec, targets: tuple[str, ...], dice: int = 0
+    ) -> None:
         self.world = world
         self.spec = spec
         self.targets = targets
+        self.dice = dice
+        self.means = ""
 
     @property
     def net(self) -> Network:
@@ -104,26 +118,48 @@ class Partitioned(_Base):
             self.net.join(source, target)
 
 
-class Netem(_Base):
-    """Delay, loss, duplication of what the targets send (tc-netem(8))."""
+class BadWire(_Base):
+    """Delay, loss, duplication of what the targets send: by tc-netem(8), else by a wire of ours."""
 
-    def _arguments(self) -> tuple[str, ...]:
-        amount = self.spec.amount
+    @property
+    def weather(self) -> Weather:
+        """What the wire does; a delay has a quarter of itself as jitter."""
         if self.spec.fault == "delay":
-            delay = parse_ms(amount or DELAY)
-            return ("delay", f"{delay}ms", f"{delay // 4}ms")
-        word = "loss" if self.spec.fault == "loss" else "duplicate"
-        return (word, f"{percent(amount):g}%")
+            delay_ms = parse_ms(self.spec.amount or DELAY)
+            return Weather(delay_ms=delay_ms, jitter_ms=delay_ms // 4, seed=self.dice)
+        share = percent(self.spec.amount) / 100
+        if self.spec.fault == "loss":
+            return Weather(loss=share, seed=self.dice)
+        return Weather(duplication=share, seed=self.dice)
+
+    @property
+    def netem(self) -> tuple[str, ...]:
+        """The same for tc-netem(8)."""
+        weather = self.weather
+        if weather.delay_ms:
+            return ("delay", f"{weather.delay_ms:g}ms", f"{weather.jitter_ms:g}ms")
+        if weather.loss:
+            return ("loss", f"{weather.loss:.2%}")
+        return ("duplicate", f"{weather.duplication:.2%}")
 
     def begin(self) -> str:
+        self.means = "wire" if netem_unavailable() else "netem"
         for name in self.targets:
-            tc(self.net.namespace(name), "replace", INTERFACE, "netem", *self._arguments())
-        return " ".join(self._arguments())
+            if self.means == "netem":
+                tc(self.net.namespace(name), "replace", INTERFACE, "netem", *self.netem)
+            else:
+                self.net.splice(name, self.weather)
+        return f"{' '.join(self.netem)}, by {self.means}"
 
-    def heal(self) -> None:
+    def heal(self) -> str:
+        counted = []
         for name in self.targets:
-            with contextlib.suppress(PlatformFaultError):  # there was none
-                tc(self.net.namespace(name), "del", INTERFACE)
+            if self.means == "wire":
+                counted.append(str(self.net.unsplice(name)))
+            else:
+                with contextlib.suppress(PlatformFaultError):  # there was none
+                    tc(self.net.namespace(name), "del", INTERFACE)
+        return "; ".join(counted)
 
 
 class BrokerKilled(_Base):
@@ -179,8 +215,8 @@ class DiskFull(_Base):
             (self.world.disk / FILLER).unlink(missing_ok=True)
 
 
-KINDS: Final[dict[str, Callable[[World, FaultSpec, tuple[str, ...]], Fault]]] = {
+KINDS: Final[dict[str, Callable[[World, FaultSpec, tuple[str, ...], int], Fault]]] = {
     "kill": Killed, "stop": Stopped, "pause": Paused, "partition": Partitioned,
-    "delay": Netem, "loss": Netem, "duplication": Netem, "broker_kill": BrokerKilled,
+    "delay": BadWire, "loss": BadWire, "duplication": BadWire, "broker_kill": BrokerKilled,
     "clock_jump": ClockJumped, "disk_full": DiskFull,
 }  # fmt: skip

@@ -1,6 +1,9 @@
 """A network of namespaces: one for each coordinator and agent and one for the broker, each joined
 by a veth pair to a bridge (ip-netns(8), veth(4)); and faults on it. Root only.
 
+Delay, loss and duplication are made by tc-netem(8) where the kernel has it, else by a process of
+ours that is spliced in between a member's veth and the bridge (`chaos.faults.wire`).
+
 A partition is made with permanent neighbour entries that hold a MAC address nobody has
 (ip-neighbour(8)): the sender's frames go to the bridge and no further, in silence, in that
 direction only, for UDP and open TCP connections alike. It needs neither netfilter nor a qdisc.
@@ -17,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from chaos.faults.wire import Counts, Weather, Wire
 from dataplane.broker.embedded import EmbeddedBroker
 from idl.errors import PlatformFaultError
 from outrider.local.cluster import Placement
@@ -103,6 +107,7 @@ class Network:
 
     def __init__(self, coordinators: Sequence[str], agents: Sequence[str]) -> None:
         self.prefix = f"oc{os.getpid()}"
+        self._wires: dict[str, Wire] = {}
         self._subnet = _free_subnet(os.getpid())
         self.hosts: dict[str, int] = {BROKER: BROKER_HOST}
         self.hosts |= {name: COORDINATOR_HOST + i for i, name in enumerate(coordinators)}
@@ -142,7 +147,40 @@ class Network:
 
     def down(self) -> None:
         """Removes all of it, whatever is there."""
+        for name in list(self._wires):
+            self.unsplice(name)
         remove(self.prefix)
+
+    def splice(self, name: str, weather: Weather) -> None:
+        """From now on a wire of ours carries what goes to and from a member, badly.
+
+        The member's veth leaves the bridge; a second pair takes its place there, and the wire joins
+        the two. Raises PlatformFaultError; `unsplice` undoes whatever was done."""
+        outer, bridge = self.namespace(name), f"{self.prefix}br"
+        near, far = self._splice_names(name)
+        wire = self._wires[name] = Wire(outer, far, weather)
+        ip("link", "add", near, "type", "veth", "peer", "name", far)
+        for interface in (outer, far):
+            _deafen(interface)
+        ip("link", "set", near, "master", bridge, "up")
+        ip("link", "set", far, "up")
+        ip("link", "set", outer, "nomaster")
+        wire.begin()
+
+    def unsplice(self, name: str) -> Counts:
+        """The kernel carries again; what the wire counted. Nothing where there was none."""
+        wire = self._wires.pop(name, None)
+        if wire is None:
+            return Counts()
+        try:
+            return wire.close()
+        finally:
+            ip("link", "set", self.namespace(name), "master", f"{self.prefix}br", check=False)
+            ip("link", "del", self._splice_names(name)[0], check=False)
+
+    def _splice_names(self, name: str) -> tuple[str, str]:
+        """At the bridge, and at the wire. IFNAMSIZ leaves 15 characters."""
+        return f"{self.prefix}-w{self.hosts[name]}a", f"{self.prefix}-w{self.hosts[name]}b"
 
     def cut(self, source: str, target: str) -> None:
         """Nothing that `source` sends reaches `target` any more."""
@@ -153,6 +191,18 @@ class Network:
         """Undoes `cut`; nothing where there was none."""
         ip("-n", self.namespace(source), "neighbour", "del", self.address(target),
            "dev", INTERFACE, check=False)  # fmt: skip
+
+
+def _deafen(interface: str) -> None:
+    """The kernel carries nothing there and answers nobody (ip-sysctl: arp_ignore 8); in a bridge it
+    does not anyway. Raises PlatformFaultError."""
+    try:
+        Path(f"/proc/sys/net/ipv4/conf/{interface}/arp_ignore").write_text("8")
+        ipv6 = Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
+        if ipv6.exists():
+            ipv6.write_text("1")
+    except OSError as error:
+        raise PlatformFaultError(f"cannot keep the kernel off {interface}: {error}") from error
 
 
 def _free_subnet(start: int) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from chaos.faults import clock, network
+from chaos.faults import clock, network, wire
 from chaos.faults.network import Network
 from dataplane.broker import attach_broker
 from dataplane.broker.local import LocalBroker
@@ -132,6 +132,13 @@ def parse_pids(given: tuple[str, ...]) -> dict[str, Identity]:
     return found
 
 
+def weather_unavailable() -> str:
+    """Why delay, loss and duplication cannot be made here; "" where they can."""
+    netem = network.netem_unavailable()
+    own = wire.unavailable() if netem else ""
+    return f"{netem}; {own}" if netem and own else ""
+
+
 def unavailable(world: World, kind: str) -> str:
     """Why a kind of fault cannot be done to this world; "" where it can."""
     if world.cluster is None:
@@ -142,7 +149,7 @@ def unavailable(world: World, kind: str) -> str:
         case "partition":
             return "" if world.network else "it needs network: namespaces"
         case "delay" | "loss" | "duplication":
-            return network.netem_unavailable() if world.network else "it needs namespaces"
+            return weather_unavailable() if world.network else "it needs namespaces"
         case "disk_full":
             return "" if world.disk else "a small disk needs root"
         case _:

@@ -15,6 +15,7 @@ import pytest
 from chaos.checkers import CHECKERS
 from chaos.demo.leftovers import look
 from chaos.faults import network
+from chaos.faults.world import weather_unavailable
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,19 @@ nemesis:
   - {fault: partition, target: leader, every: 60s, lasts: 3s, first: 9s, direction: out}
   - {fault: partition, target: agent,  every: 60s, lasts: 5s, first: 14s}
   - {fault: loss,      target: agent,  every: 60s, lasts: 1s, first: 1s, amount: 10%}
+"""
+
+LOSSY = """
+about: test
+cluster: {network: namespaces}
+generator: {rate: 3, mix: {quick: 4, work: 3, flaky: 1, large: 1, duplicate: 1}}
+nemesis:
+  - {fault: loss,        target: leader,  every: 60s, lasts: 6s, first: 2s,  amount: 20%}
+  - {fault: duplication, target: agent,   every: 60s, lasts: 8s, first: 3s,  amount: 30%}
+  - {fault: delay,       target: standby, every: 60s, lasts: 6s, first: 5s,  amount: 60ms}
+  - {fault: delay,       target: leader,  every: 60s, lasts: 5s, first: 12s, amount: 40ms}
+  - {fault: kill,        target: leader,  every: 60s, lasts: 1s, first: 14s}
+  - {fault: loss,        target: broker,  every: 60s, lasts: 2s, first: 18s, amount: 5%}
 """
 
 KAFKA_CUT = """
@@ -96,8 +110,25 @@ def test_partitions_in_namespaces(tmp_path: Path) -> None:
     report = run(PARTITION, 0.35, tmp_path)
     assert report["faults"]["partition"] == 3
     assert figures(report, "terms")["terms"] >= 3
-    if network.netem_unavailable():
-        assert "sch_netem" in report["skipped"]["loss"]
+    assert report["means"]["loss"] in ("netem", "wire")
+    assert not network.sweep()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+def test_a_bad_wire_loses_no_job(tmp_path: Path) -> None:
+    reason = network.unavailable() or weather_unavailable()
+    if reason:
+        pytest.skip(reason)
+    report = run(LOSSY, 0.4, tmp_path)
+    assert report["faults"] == {"loss": 2, "duplication": 1, "delay": 2, "kill": 1}
+    assert report["means"].keys() == {"loss", "duplication", "delay"}
+    if "wire" in report["means"].values():
+        lines = (tmp_path / "report" / "history.jsonl").read_text().splitlines()
+        counted = [told.get("detail", "") for told in map(json.loads, lines)
+                   if told["t"] == "fault_healed"]  # fmt: skip
+        for word in (" lost", " doubled", " delayed"):
+            assert any(f"{word}," in told and f" 0{word}" not in told for told in counted), counted
     assert not network.sweep()
 
 

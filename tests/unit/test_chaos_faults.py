@@ -5,13 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import chaos
 from chaos.cli import main
 from chaos.faults import clock
+from chaos.faults.kinds import BadWire
 from chaos.faults.network import both_ways
+from chaos.faults.wire import Fate, Weather
 from chaos.faults.world import World, parse_pids, unavailable
+from chaos.scenario import FaultSpec
 from idl.errors import ConfigError
 from outrider.local.process import identity_of
 
@@ -26,6 +30,36 @@ from outrider.local.process import identity_of
 )
 def test_a_partition_cuts_each_direction_apart(direction: str, cuts: list[tuple[str, str]]) -> None:
     assert both_ways(["c1"], ["c2", "n1"], direction) == cuts
+
+
+def test_the_fate_of_frames_is_drawn_from_the_seed() -> None:
+    def fates(seed: int) -> list[list[float]]:
+        fate = Fate(Weather(delay_ms=40, jitter_ms=10, loss=0.2, duplication=0.1, seed=seed))
+        return [fate.of_next() for _ in range(2_000)]
+
+    assert fates(1) == fates(1) != fates(2)
+    copies = [len(one) for one in fates(1)]
+    assert 300 < copies.count(0) < 500 and 100 < copies.count(2) < 220
+    assert all(30 <= late <= 50 for one in fates(1) for late in one)
+    quiet = Fate(Weather(seed=1))
+    assert [quiet.of_next() for _ in range(3)] == [[0.0]] * 3
+    assert str(quiet.counts).startswith("3 frames sent, 0 lost, 0 doubled, 0 delayed")
+
+
+@pytest.mark.parametrize(
+    ("fault", "amount", "weather", "netem"),
+    [
+        ("delay", "80ms", Weather(delay_ms=80, jitter_ms=20), ("delay", "80ms", "20ms")),
+        ("loss", "20%", Weather(loss=0.2), ("loss", "20.00%")),
+        ("duplication", "7.5%", Weather(duplication=0.075), ("duplicate", "7.50%")),
+    ],
+)
+def test_both_makers_of_a_bad_wire_are_told_the_same(
+    tmp_path: Path, fault: str, amount: str, weather: Weather, netem: tuple[str, ...]
+) -> None:
+    spec = msgspec.convert({"fault": fault, "amount": amount}, FaultSpec)
+    bad = BadWire(World(folder=tmp_path), spec, ("c1",), dice=0)
+    assert (bad.weather, bad.netem) == (weather, netem)
 
 
 def test_a_clock_jumps_and_jumps_back(tmp_path: Path) -> None:
