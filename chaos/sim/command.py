@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from chaos.sim import coverage, model
+from chaos.sim import coverage, model_report
 from chaos.sim.life import Outcome, live
 from chaos.sim.plants import PLANTS
 from chaos.sim.shrink import Shrunk, shrink, tell
@@ -183,7 +183,7 @@ def simulate(
     Exit code 1 where an invariant broke (or a planted bug was not found).
     """
     if check_model:
-        good = model.report(wide=wide, as_json=as_json)
+        good = model_report.report(wide=wide, as_json=as_json)
     elif plant == "list":
         for name, kind in PLANTS.items():
             click.echo(f"{name:<30} {kind.what}")

@@ -12,13 +12,10 @@ search likes at that moment.
 """
 
 import contextlib
-import json
 import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
-
-import click
 
 from controlplane.core import events as e
 from controlplane.core.coordinator import Coordinator, Role, _Flight
@@ -28,6 +25,7 @@ from idl.errors import InvariantBrokenError
 from idl.ids import CoordinatorId, Incarnation, PoolName
 from idl.jobs import JobSpec, SourceRef
 from idl.ledger import Ingested, LedgerEntry
+from idl.members import Members
 from idl.settings import NodeTiming, QueuePolicy
 
 NOW_MS: Final = 1_000
@@ -103,6 +101,9 @@ STANDBY: Final = Local(1, "standby", 0, 0, 0, -1)
 class Model:
     """One search. The memories (`_answers`, `_logs`) hold what the real code said."""
 
+    file: Members = ()
+    """The membership of the cluster file; nothing here asks for it."""
+
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.entries: list[LedgerEntry] = []
@@ -125,7 +126,7 @@ class Model:
         """The real coordinator in this situation."""
         core = Coordinator(
             CoordinatorId(f"c{who + 1}"), Incarnation(local.incarnation), PoolName("main"),
-            {QUEUE: QueuePolicy()}, NodeTiming(),
+            {QUEUE: QueuePolicy()}, NodeTiming(), self.file,
         )  # fmt: skip
         for offset, number in enumerate(prefix):
             core.step(e.LedgerRead(offset=offset, entry=self.entries[number]), NOW_MS)
@@ -343,7 +344,7 @@ def _way(came: dict[State, tuple[State, str] | None], state: State) -> tuple[str
     return tuple(reversed(steps))
 
 
-# --- planted bugs, and the command ------------------------------------------------------------
+# --- planted bugs -----------------------------------------------------------------------------
 
 
 def _lenient(*reasons: str) -> Any:
@@ -373,23 +374,3 @@ def planted(name: str) -> Iterator[None]:
         yield
     finally:
         TermGate._verdict = judge  # type: ignore[method-assign]  # and its end
-
-
-def report(*, wide: bool, as_json: bool) -> bool:
-    """Explores, with and without bugs; prints what it found. True where all is as it should be."""
-    scopes = {"wide": Scope()} if wide else SCOPES
-    rows = {name: Model(scope).explore() for name, scope in scopes.items()}
-    for name in PLANTS:
-        with planted(name):
-            rows[name] = Model(SCOPES["copies and a crash"]).explore()
-    good = all((row.broken is None) == (name not in PLANTS) for name, row in rows.items())
-    if as_json:
-        click.echo(json.dumps({name: row._asdict() for name, row in rows.items()}))
-        return good
-    for name, row in rows.items():
-        verdict = row.broken.what if row.broken else "every property holds"
-        click.echo(f"{name:<20}{row.states:>9} states {row.transitions:>9} transitions "
-                   f"{row.seconds:6.1f} s  {verdict}")  # fmt: skip
-        for step in row.broken.way if row.broken else ():
-            click.echo(f"{'':<22}{step}")
-    return good
