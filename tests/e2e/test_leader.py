@@ -97,11 +97,18 @@ def test_the_history_says_why_each_term_ended(cluster: LocalCluster) -> None:
     cluster.restart(leader)
     time.sleep(2)
     cluster.kill(second, signal.SIGKILL)
-    led_after(cluster, term + 1)
+    third = led_after(cluster, term + 1)
     cluster.restart(second)
+    time.sleep(2)
+    cluster.kill(third, signal.SIGSTOP)
+    fourth = led_after(cluster, term + 2)
+    cluster.kill(third, signal.SIGCONT)
     terms = {one["term"]: one for one in outrider(cluster, "leader")["terms"]}
     assert terms[term]["ended"] == f"{leader} stepped down: shutdown"
     assert terms[term + 1]["ended"] == f"the process of {second} is gone"
+    assert terms[term + 2]["ended"] == f"{third} was not heard"
+    led = [terms[number]["leader"] for number in range(term, term + 4)]
+    assert led == [leader, second, third, fourth]
     newest = terms[max(terms)]
     assert newest["ended_ms"] is None and newest["ended"] == ""
 
