@@ -248,6 +248,7 @@ class PoolCoordinator:
                 "election",
                 ev.LedgerAdvanced(
                     term=self._core.state.term,
+                    leader=self._core.state.gate.leader,
                     next_offset=self._catch_up.applied,
                     caught_up=caught_up,
                     digest=self._core.state.digest.hex(),

@@ -227,7 +227,8 @@ class SimCoordinator:
         """Tells the election how far this process is."""
         self.elect(
             e.LedgerAdvanced(
-                term=self.core.state.term, next_offset=self.read_to,
+                term=self.core.state.term, leader=self.core.state.gate.leader,
+                next_offset=self.read_to,
                 caught_up=self.read_to >= self.goal,
                 digest=self.core.state.digest.hex(),
             )

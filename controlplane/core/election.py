@@ -91,8 +91,7 @@ class Election:
         and patience alike."""
         self._members_version = 0
         self._set_members(members)
-        self._seed = seed
-        self._draws = 0
+        self._seed, self._draws = seed, 0
         self.standing = Standing.FOLLOWER
         self.term = 0
         """Highest term seen: in ballots, replies, beacons or the ledger."""
@@ -120,8 +119,8 @@ class Election:
         """When a hint said that the leader's process is gone; None without a hint."""
         self._refused: dict[str, Ballot] = {}
         self._postponed = False
-        self._ledger_offset = 0
-        self._ledger_term = 0
+        self._ledger_offset = self._ledger_term = 0
+        self._ledger_leader = ""
         self._caught_up = False
         self._kafka_stalled_ms: int | None = None
         self._reach = Reach()
@@ -292,7 +291,8 @@ class Election:
     def _stand(self, now_ms: int) -> None:
         """Asks first whether a vote would succeed: a term is not spent on a hopeless election."""
         if not self._ended:
-            self._ended = f"{self.leader} was not heard" if self.leader else "nobody was heard"
+            silent = self.leader or self._ledger_leader  # one that just started heard nobody yet
+            self._ended = f"{silent} was not heard" if silent else "nobody was heard"
         self.standing = Standing.PRE_CANDIDATE
         self._standing_for = self.term + 1
         self._postponed = False
@@ -594,6 +594,7 @@ class Election:
 
     def _ledger_advanced(self, event: LedgerAdvanced, now_ms: int) -> None:
         self._ledger_offset, self._digest = event.next_offset, event.digest
+        self._ledger_leader = event.leader
         self._ledger_term = max(self._ledger_term, event.term)
         self._caught_up = self._caught_up or event.caught_up
         self._see_term(event.term, now_ms, "the ledger")

@@ -70,10 +70,12 @@ class LedgerAdvanced(_Fact, frozen=True, kw_only=True):
 
     `caught_up`: everything that was in the ledger when this process started has been applied;
     before that it does not stand for election (it would lead cold). `digest`: of the state there.
+    `leader`: who started that term, "" for nobody.
     """
 
     term: int
     next_offset: int
+    leader: str = ""
     caught_up: bool = True
     digest: str = ""
 

@@ -4,6 +4,7 @@ import pytest
 
 from controlplane.core import events as e
 from idl import ledger as d
+from idl.control import BallotReply
 from idl.records import TransferLeader
 from tests.unit.core_builders import Hand, names, seen, spec
 from tests.unit.test_election_rules import TIMING, Net
@@ -51,6 +52,21 @@ def test_the_next_leader_says_why_the_last_one_ended(hint: bool, why: str) -> No
     net.kill("c1", hint=hint)
     net.run(3_000)
     assert net.whys[1:] == [("c2", why)]
+
+
+def test_one_that_just_started_knows_from_the_ledger_who_was_not_heard() -> None:
+    election = Net(3).live["c2"]
+    election.step(e.LedgerAdvanced(term=4, next_offset=9, leader="c3"), 1)
+    out = election.step(e.Tick(), 10_000)
+    ballot = next(x.ballot for x in out if isinstance(x, e.SendBallot))
+    for kind in ("pre_vote", "vote"):
+        reply = BallotReply(
+            kind=kind, role=ballot.role, term=5, candidate="c2", voter="c1", granted=True,
+            candidate_incarnation=ballot.incarnation, round=ballot.round, voter_term=4,
+        )  # fmt: skip
+        out = election.step(e.BallotReplyReceived(reply=reply), 10_002)
+        ballot = next((x.ballot for x in out if isinstance(x, e.SendBallot)), ballot)
+    assert [x.why for x in out if isinstance(x, e.TakeRole)] == ["c3 was not heard"]
 
 
 def test_the_order_is_in_the_ledger_before_the_leader_steps_down() -> None:
