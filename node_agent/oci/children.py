@@ -35,6 +35,10 @@ class Children:
         os.stat(CHILDREN_FILE)
         self._known: set[int] = set()
         self._starting: dict[int, str] = {}
+        # Dead strangers, and the starters that may still name them: those that were at work when we
+        # saw it dead. A runtime's container can be ours, and dead, before the runtime names it
+        # (crun: a process in between ends early), and its status is the job's.
+        self._waiting: dict[int, frozenset[int]] = {}
         # Blocked, so that it is read here; what we start is given an empty mask, or waits for it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         self.signal_fd = kernel.signalfd(signal.SIGCHLD)  # readable: some child has ended
@@ -81,6 +85,7 @@ class Children:
         fd = os.pidfd_open(pid)
         self.know(pid)
         del self._starting[starter]
+        self.reap_strangers()
         return pid, fd
 
     def failed(self, starter: int) -> None:
@@ -89,23 +94,29 @@ class Children:
         self.reap_strangers()
 
     def reap_strangers(self) -> None:
-        """Wait for every dead child that nobody knows. Never blocks."""
+        """Wait for every dead child that nobody knows, nor can still come to. Never blocks."""
         self._drain()
-        strangers = [pid for pid in _list() if pid not in self._known and _dead(pid)]
-        if not strangers:
-            return
-        # A runtime that has ended and was not looked at yet may have named it: its status is
-        # wanted. Read after the list, since the name is written before the child becomes ours.
-        named = {_head(path) for path in self._starting.values()}
-        for pid in strangers:
-            if str(pid) not in named:
+        waiting = self._waiting
+        self._waiting = {}
+        for pid in _list():
+            if pid in self._known or not _dead(pid):
+                continue
+            starters = waiting.get(pid, frozenset(self._starting)) & self._starting.keys()
+            if starters:
+                self._waiting[pid] = starters
+            else:
                 os.waitpid(pid, 0)
+
+    def kill_all(self) -> None:
+        """SIGKILL every child."""
+        for pid in _list():
+            os.kill(pid, signal.SIGKILL)
 
     def end_all(self) -> None:
         """Kill and reap every child: nothing of ours outlives the launcher. Blocks for it."""
         while left := _list():  # whatever they had started is ours next
+            self.kill_all()
             for pid in left:
-                os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
 
     def _drain(self) -> None:

@@ -20,8 +20,9 @@ _PRIVATE = ["nosuid", "nodev"]
 # Rights of a device node granted to a job: read and write, never mknod.
 _DEVICE_ACCESS = "rw"
 # RLIMIT_NPROC counts by uid on the whole host here (a native job has a user namespace to count in):
-# two agents of one host hand out the same uids, so it only says "never more". The cgroup holds.
-_PROCESSES_OF_A_UID_MAX = 65_536
+# two agents of one host hand out the same uids, so it only says "never more". The cgroup holds. A
+# kernel of the job's own counts the job's processes alone, so that the limit is exact there.
+PROCESSES_OF_A_UID_MAX = 65_536
 
 
 class Device(TypedDict):
@@ -36,6 +37,7 @@ class Places(TypedDict):
     """Where things of one job are on the host, and what its sandbox is made of.
 
     ``ids``: its uid and gid. ``disks``: ``major:minor`` of what its rates are about.
+    ``processes_max``: RLIMIT_NPROC.
     ``namespaces``: folder of the namespaces that our own init holds; empty for a runtime that
     brings a kernel of its own. ``seccomp``: the profile; None leaves it to that kernel.
     """
@@ -45,7 +47,7 @@ class Places(TypedDict):
     ids: tuple[int, int]
     disks: list[str]
     cgroup: str
-    pids_spare: int
+    processes_max: int
     namespaces: str
     seccomp: Json | None
     masked: list[str]
@@ -61,7 +63,7 @@ def build(spec: JobSpec, places: Places) -> Json:
         # Runtimes mount it anew, read-only or not, and drop nosuid: so it holds no program itself,
         # only mounts of folders, which keep what we gave them.
         "root": {"path": places["root"], "readonly": True},
-        "process": _process(spec, places["ids"]),
+        "process": _process(spec, places),
         "mounts": [*_mounts(spec, places), *places["extra_mounts"]],
         "linux": {
             "namespaces": _namespaces(spec, places["namespaces"]),
@@ -77,12 +79,13 @@ def build(spec: JobSpec, places: Places) -> Json:
     }
 
 
-def _process(spec: JobSpec, ids: tuple[int, int]) -> Json:
+def _process(spec: JobSpec, places: Places) -> Json:
+    uid, gid = places["ids"]
     none: list[str] = []
     kinds = ("bounding", "effective", "inheritable", "permitted", "ambient")
     return {
         "terminal": False,
-        "user": {"uid": ids[0], "gid": ids[1], "umask": 0o022, "additionalGids": []},
+        "user": {"uid": uid, "gid": gid, "umask": 0o022, "additionalGids": []},
         "args": spec.argv,
         "env": [f"{name}={value}" for name, value in spec.env.items()],
         "cwd": spec.cwd,
@@ -93,7 +96,7 @@ def _process(spec: JobSpec, ids: tuple[int, int]) -> Json:
             {"type": f"RLIMIT_{name}", "soft": value, "hard": value}
             for name, value in (
                 ("NOFILE", spec.open_files_max),
-                ("NPROC", _PROCESSES_OF_A_UID_MAX),
+                ("NPROC", places["processes_max"]),
                 ("CORE", 0),
                 ("SIGPENDING", SIGNALS_PENDING_MAX),
                 ("RTPRIO", 0),
@@ -152,7 +155,7 @@ def _resources(spec: JobSpec, places: Places) -> Json:
     return {
         "devices": [{"allow": False, "access": "rwm"}, *allowed],
         "memory": {"limit": spec.memory_bytes, "swap": spec.memory_bytes + spec.swap_bytes},
-        "pids": {"limit": spec.pids_max + places["pids_spare"]},
+        "pids": {"limit": spec.pids_max},
         "cpu": cpu,
         **({"blockIO": rates} if rates else {}),
     }

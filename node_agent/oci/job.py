@@ -106,6 +106,7 @@ class OciJob(Job):
         self._container_pid = -1
         self._init_status: int | None = None
         self._wanted: dict[str, int] = {}
+        self._processes_max = config.PROCESSES_OF_A_UID_MAX
         self._removal = Removal(cgroup)
         self.spent: list[int] = []  # descriptors of what has ended, to be unwatched and closed
 
@@ -119,8 +120,8 @@ class OciJob(Job):
         """Its bundle, /work and pid namespace. Raises OSError; nothing runs then."""
         assert isinstance(shared, OciShared)
         self._shared, self._ids = shared, ids
-        for fd in self._join_fds:
-            os.close(fd)  # the runtime puts the job into its cgroups; our init is not in them
+        if not shared.runtime.own_kernel:
+            self._close_join_fds()  # the runtime puts the job into its cgroups; our init is in none
         self._bundle = self._removal.bundle = f"{shared.bundles}/{self._name}"
         work, shape = f"{self._bundle}/work", self.shape
         try:
@@ -146,12 +147,15 @@ class OciJob(Job):
 
     def assign(self, spec: JobSpec, stdio: list[int], disks: list[str]) -> None:
         """Give the container its job, and start it. Takes ``stdio``, unless it raises OSError."""
+        if self._shared.runtime.own_kernel:
+            self._processes_max = spec.pids_max
+            spec.pids_max += self._shared.runtime.pids_spare
         super().assign(spec, stdio, disks)
         self._spec, self._stdio = None, []  # a command may hold secrets: later inits are copies
         self._wanted = {
             "memory.limit_in_bytes": spec.memory_bytes,
             "memory.max": spec.memory_bytes,
-            "pids.max": spec.pids_max + self._shared.runtime.pids_spare,
+            "pids.max": spec.pids_max + (1 if self._shared.runtime.own_kernel else 0),  # as ours
             "cpu.cfs_quota_us": spec.cpu_millis * CPU_PERIOD_US // 1000,
             "cpu.max": spec.cpu_millis * CPU_PERIOD_US // 1000,
         }
@@ -159,7 +163,7 @@ class OciJob(Job):
             if spec.inputs:
                 self._place_inputs(spec.inputs, stdio[_STDIO_COUNT])
             self._write_config(spec)
-            self._start_runtime(stdio[:_STDIO_COUNT])
+            self._start_runtime(spec, stdio[:_STDIO_COUNT])
         except OSError as error:
             self.failure = ("launch", error.errno or 0, str(error))
             if error.errno in {errno.ENOSPC, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}:
@@ -200,7 +204,7 @@ class OciJob(Job):
             ids=self._ids,
             disks=shared.tree.disks,
             cgroup=f"/{self._name}",
-            pids_spare=shared.runtime.pids_spare,
+            processes_max=self._processes_max,
             namespaces=f"/proc/{self._holder_pid}/ns" if self._holder_pid > 0 else "",
             seccomp=shared.profile,
             masked=shared.masked,
@@ -210,15 +214,18 @@ class OciJob(Job):
         with open(f"{self._bundle}/config.json", "w", encoding="utf-8") as file:
             json.dump(config.build(spec, places), file)
 
-    def _start_runtime(self, stdio: list[int]) -> None:
+    def _start_runtime(self, spec: JobSpec, stdio: list[int]) -> None:
         shared = self._shared
         words = ["--bundle", self._bundle, "--pid-file", f"{self._bundle}/pid"]
         if shared.runtime.detaches:
             words.append("--detach")
+        if shared.runtime.own_kernel:
+            self.cgroup.limit_cpu(spec.cpu_millis)
         log = f"{self._bundle}/log"
         command = [*shared.command("--log", log, "--log-format", "json", "run"), *words, self._name]
-        into = self.cgroup.into_fd if shared.tree.kind == "hybrid" else None
-        pid = _spawn_in(into, command, stdio)
+        whole = shared.runtime.own_kernel or shared.tree.kind == "hybrid"
+        pid = _spawn_in(self.cgroup.into_fd if whole else None, self._join_fds, command, stdio)
+        self._close_join_fds()
         self._runtime_pid = shared.children.know_starter(pid, f"{self._bundle}/pid")
         self._watch_instead(os.pidfd_open(self._runtime_pid))
         if not shared.runtime.detaches:
@@ -233,10 +240,9 @@ class OciJob(Job):
             _send(self._holder_fd, number)
         elif self._shared.runtime.detaches:
             return  # it has ended
-        else:
-            name = "KILL" if number == signal.SIGKILL else "TERM"
+        elif self._runtime_pid > 0 and number == signal.SIGTERM:
             null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            os.waitpid(_spawn(self._shared.command("kill", self._name, name), [null] * 3), 0)
+            _spawn(self._shared.command("kill", "--all", self._name, "TERM"), [null] * 3)
             os.close(null)
 
     # --- the end ------------------------------------------------------------------------------
@@ -251,11 +257,11 @@ class OciJob(Job):
             dead = self._shared.children.wait(self._container_pid)
             if dead is None:
                 return None
-            status, usage = dead
-            self.usage_cpu_us = int((usage.ru_utime + usage.ru_stime) * 1_000_000)
-            self.usage_rss_bytes = usage.ru_maxrss * 1024
-            self._container_pid, self.status = -1, status
-            return self._all_dead(status)
+            self._container_pid, (status, usage) = -1, dead
+            if self._shared.runtime.detaches:
+                self.usage_cpu_us = int((usage.ru_utime + usage.ru_stime) * 1_000_000)
+                self.usage_rss_bytes = usage.ru_maxrss * 1024
+                self.status = status
         return self._all_dead(self.status or 0)
 
     def _on_runtime_exit(self) -> int | None:
@@ -264,23 +270,27 @@ class OciJob(Job):
         if code is None:
             return None
         self._runtime_pid = -1
-        if not self._shared.runtime.detaches:
-            children.failed(starter)  # the container was its child, and so is nobody's now
-            return self._foreground_ended(code)
-        if code == 0:
+        detached = self._shared.runtime.detaches
+        if not detached:
+            self._foreground_ended(code)
+        if code == 0 or not detached:
             try:
                 self._container_pid, fd = children.started(starter)
             except (OSError, ValueError):
-                pass  # it named no child of ours: as failed
+                pass  # it named no child of ours: it failed, or has waited for it itself
             else:
                 self._watch_instead(fd)
-                self.started = True
+                if detached:
+                    self.started = True
+                else:
+                    _send(fd, signal.SIGKILL)  # whoever held it has ended
                 return self.reap()
         children.failed(starter)
-        self._blame(code)
-        return self._all_dead(0)
+        if detached:
+            self._blame(code)
+        return self._all_dead(self.status or 0)
 
-    def _foreground_ended(self, code: int) -> int:
+    def _foreground_ended(self, code: int) -> None:
         failed = fault_of(_read(f"{self._bundle}/log"))
         if code < 0 or failed is not None:
             self._blame(code)
@@ -288,8 +298,6 @@ class OciJob(Job):
             number = code - _SIGNALLED
             by_signal = 0 < number < signal.NSIG
             self.status = number if by_signal else code << 8
-        self.ended_at = time.monotonic()
-        return 0
 
     def _blame(self, code: int) -> None:
         """The runtime could not start the job: whose fault that is, from its log."""
@@ -333,6 +341,11 @@ class OciJob(Job):
         step, _, text = self.failure or ("runtime", 0, "ended without a word")
         return ended | {"cause": "sandbox_failed", "detail": f"step {step!r}: {text}"}
 
+    def _close_join_fds(self) -> None:
+        for fd in self._join_fds:
+            os.close(fd)
+        self._join_fds = []
+
     def _watch_instead(self, fd: int) -> None:
         if self.pidfd not in {fd, -1}:
             self.spent.append(self.pidfd)
@@ -375,15 +388,19 @@ def _make_folders(base: str, path: str, ids: tuple[int, int]) -> None:
         os.chown(at, *ids)
 
 
-def _spawn_in(cgroup_fd: int | None, command: list[str], stdio: list[int]) -> int:
-    """As ``_spawn``; on a hybrid host in the job's v2 cgroup, which runtimes know nothing of, and
-    which counts its CPU time and kills it as a whole."""
-    if cgroup_fd is None:
+def _spawn_in(
+    cgroup_fd: int | None, join_fds: list[int], command: list[str], stdio: list[int]
+) -> int:
+    """As ``_spawn``, in cgroups of the job: on a hybrid host in its v2 cgroup, which runtimes know
+    nothing of, and which counts its CPU time and kills it as a whole; with ``join_fds`` in all."""
+    if cgroup_fd is None and not join_fds:
         return _spawn(command, stdio)
     pid = kernel.clone3(0, None, cgroup_fd)
     if pid == 0:
         try:
             os.setsid()
+            for fd in join_fds:
+                os.write(fd, b"0")
             high = [os.dup(fd) if fd < _STDIO_COUNT else fd for fd in stdio]
             for target, fd in enumerate(high):
                 os.dup2(fd, target, inheritable=True)

@@ -51,7 +51,7 @@ def prepare(settings: dict[str, object], slots: int, agent_pid: int) -> OciEnvir
     environment.uid_base = setup.uid_base(slots)
     shared = environment.shared = OciShared(runtime, str(oci["home"]))
     shared.seccomp = bytes.fromhex(str(settings["seccomp"]))
-    shared.profile = None if runtime.own_kernel else oci["profile"]
+    shared.profile = oci["profile"]
     with open("/proc/sys/kernel/cap_last_cap", encoding="utf-8") as file:
         shared.last_cap = int(file.read())
     shared.masked = [path for paths in rootfs.masked_paths() for path in paths]
@@ -235,6 +235,8 @@ class OciLauncher(Launcher):
 
     def _remove_all(self) -> None:
         groups = list(self._env.tree.v1.values())
+        # No job is left: these are `<runtime> delete`s, of records that go with their folder.
+        self._env.shared.children.kill_all()
         super()._remove_all()
         for group in groups:  # a runtime also makes /<job> where only some jobs need it
             if group.fd >= 0:

@@ -46,9 +46,9 @@ KINDS: Final[dict[str, Kind]] = {
         "CVE-2025-31133, -52565 and -52881 are fixed there (a distribution may have them fixed)",
     ),
     "runsc": Kind(
-        ("--network=none", "--platform=ptrace", "--ignore-cgroups=false"),
-        (0, 0),  # numbered by date
-        (0, 0),
+        ("--network=none", "--ignore-cgroups", "--oci-seccomp"),
+        (),  # numbered by date; one built from its Go module says none
+        (),
         "",
         detaches=False,
         own_kernel=True,
@@ -90,12 +90,11 @@ def find(name: str, path: str = "") -> Runtime:
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         raise RuntimeUnusable(f"{found} --version failed: {error}") from error
-    text = version_of(done.stdout)
-    version = numbers(text)
+    version = numbers(text := version_of(done.stdout) or "unknown")
     if version < kind.version_min:
         wanted = ".".join(map(str, kind.version_min))
         raise RuntimeUnusable(
-            f"{found} is version {text or 'unknown'}, at least {wanted} is needed: upgrade it, or "
+            f"{found} is version {text}, at least {wanted} is needed: upgrade it, or "
             "choose --sandbox native"
         )
     note = ""

@@ -23,7 +23,8 @@ from node_agent.sandbox.settings import (
     interpreter,
     interpreter_paths,
 )
-from tests.attacks.table import ATTACKS, PRELUDE, Attack, Seen
+from tests.attacks.checks import Seen
+from tests.attacks.table import ATTACKS, PRELUDE, Attack
 
 INSTANCE = "attacks"
 _CGROUP_ROOT = Path("/sys/fs/cgroup")

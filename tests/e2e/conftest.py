@@ -17,11 +17,12 @@ from outrider.client.client import Client
 from outrider.client.job import ALL_LIMITS, Job
 from outrider.client.view import LedgerView
 from outrider.local.cluster import LocalCluster, LocalOptions
+from tests.patience import patient
 
 
 def _quick(settings: ClusterSettings) -> ClusterSettings:
     """Short silences, so that a lost node is not waited for."""
-    timing = NodeTiming(report_ms=500, heartbeat_ms=300, lost_ms=3_000, resend_ms=200)
+    timing = NodeTiming(report_ms=500, heartbeat_ms=300, lost_ms=patient(3_000), resend_ms=200)
     return replace(settings, nodes=timing)
 
 
@@ -45,8 +46,8 @@ class Cluster:
 
     def job(self, *command: str, **more: object) -> Job:
         """A small job that these nodes can hold."""
-        options = {"cpu": "200m", "memory": "64Mi", "timeout": "30s", "backoff": "100ms",
-                   "allow_unenforced": self.unenforced(), **more}  # fmt: skip
+        options = {"cpu": "200m", "memory": "64Mi", "timeout": f"{patient(30)}s",
+                   "backoff": "100ms", "allow_unenforced": self.unenforced(), **more}  # fmt: skip
         return Job(command, **options)  # type: ignore[arg-type] # a table of keyword arguments
 
     def sh(self, script: str, **more: object) -> Job:
@@ -76,6 +77,8 @@ def answer_of(cluster: LocalCluster, *words: str, code: int = 0, wait_s: float) 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder: Path = tmp_path_factory.mktemp("cluster")
-    options = LocalOptions(name=f"e2e-{folder.name}", folder=folder, tune=_quick)
+    options = LocalOptions(
+        name=f"e2e-{folder.name}", folder=folder, tune=_quick, ready_timeout_s=patient(60)
+    )
     with LocalCluster.start(options) as local, Client(local.config_path) as client:
         yield Cluster(local, client)

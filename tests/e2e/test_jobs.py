@@ -17,9 +17,10 @@ from node_agent.sandbox.settings import interpreter
 from outrider.client.errors import JobCancelledError, JobFailedError
 from outrider.client.view import LedgerView
 from tests.e2e.conftest import Cluster
+from tests.patience import patient
 
 pytestmark = pytest.mark.slow
-WAIT_S = 180.0
+WAIT_S = float(patient(180))
 
 
 def decisions(cluster: Cluster) -> list[Decision]:

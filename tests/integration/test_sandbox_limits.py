@@ -15,6 +15,7 @@ from node_agent.sandbox.plan import MIB, Limit, SandboxOutcome, SandboxPlan
 from node_agent.sandbox.settings import SandboxSettings, interpreter, interpreter_paths
 from tests.attacks.runner import leftovers
 from tests.integration.sandboxes import started_or_skip
+from tests.patience import patient
 
 INSTANCE = f"limits-{os.getpid()}"
 
@@ -95,7 +96,7 @@ async def test_a_job_that_closed_its_output_is_idle_all_the_same(sandbox: Native
 async def test_a_job_that_works_in_silence_is_not_idle(sandbox: NativeSandbox) -> None:
     held(sandbox, Limit.CPU_TIME)
     work = "import time\nwhile time.process_time() < 0.5: pass"
-    outcome, _ = await run(sandbox, work, python=True, idle_ms=200, cpu_millis=500)
+    outcome, _ = await run(sandbox, work, python=True, idle_ms=patient(200), cpu_millis=500)
     assert (outcome.cause, outcome.exit_code) == ("exited", 0)
 
 

@@ -26,7 +26,7 @@ def settings(backend: Backend) -> SandboxSettings:
     return SandboxSettings(instance=f"{INSTANCE}-{backend}", backend=backend)
 
 
-@pytest.fixture(params=["crun", "runc"])
+@pytest.fixture(params=["crun", "runc", "runsc"])
 async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[NativeSandbox]:
     started = await NativeSandbox.start(settings(request.param))
     yield started

@@ -20,7 +20,7 @@ from node_agent.sandbox.seccomp import oci_profile
 def built(**fields: Any) -> dict[str, Any]:
     plan = SandboxPlan(key="k", argv=("/bin/true", "x"), env={"A": "b"}, **fields)
     places = config.Places(
-        root="/r", work="/w", ids=(7, 8), disks=["8:0"], cgroup="/j1", pids_spare=0,
+        root="/r", work="/w", ids=(7, 8), disks=["8:0"], cgroup="/j1", processes_max=9,
         namespaces="/proc/5/ns", seccomp=oci_profile("x86_64"), masked=["/proc/keys"],
         devices=[config.Device(path="/dev/nvidia0", major=195, minor=0)], extra_mounts=[],
     )  # fmt: skip

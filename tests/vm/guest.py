@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from idl.errors import PlatformFaultError
+from tests import patience
 from tests.vm.parts import Parts, Unavailable
 
 INIT: Final = Path(__file__).with_name("init.sh")
@@ -57,7 +58,8 @@ def run_in_guest(
 
 
 def _script(command: Sequence[str]) -> str:
-    names = ("PATH", "HOME", "LANG", "PYTHONPATH", "PYTEST_TIMEOUT", "HYPOTHESIS_PROFILE")
+    names = ("PATH", "HOME", "LANG", "PYTHONPATH", "PYTEST_TIMEOUT", "HYPOTHESIS_PROFILE",
+             patience.VARIABLE)  # fmt: skip
     exports = "".join(
         f"export {name}={shlex.quote(os.environ[name])}\n" for name in names if name in os.environ
     )
