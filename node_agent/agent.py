@@ -198,6 +198,7 @@ class Agent:
         self._link.start()
         self._crew.spawn(self._link.mind_peers())
         self._crew.spawn(self._keeper.watch(self._launcher_restarted))
+        self._crew.spawn(self._renew_launcher())
         sweep = not self._kept.adopted
         self._crew.spawn(self._images.unpack(self._take_images, sweep=sweep))
         self._crew.spawn(self._repeat(self._settings.nodes.report_ms, self._mind_disk))
@@ -405,6 +406,13 @@ class Agent:
     def _launcher_restarted(self) -> None:
         self._metrics.launcher_restarted()
         self._take_images()
+
+    async def _renew_launcher(self) -> None:
+        """One that was adopted goes once it is idle, though no job comes: those that would may wait
+        for an image that only a new one has."""
+        while self._keeper.current.outdated:
+            await self._keeper.refresh()
+            await asyncio.sleep(self._settings.nodes.report_ms / 1000)
 
     def _take_images(self) -> None:
         """Another image can be had, or another launcher has others."""

@@ -48,8 +48,7 @@ class LauncherKeeper:
         One that was adopted from an agent of other code or settings is replaced as soon as it is
         found idle here. Whoever is given one calls its `run` without waiting for anything between.
         """
-        if self.current.outdated and self.current.alive and not self.current.busy:
-            await self._retire()
+        await self.refresh()
         try:
             async with asyncio.timeout(WAIT_S):
                 while self._upgrading or not self.current.alive:
@@ -60,6 +59,11 @@ class LauncherKeeper:
                 f"the launcher died and could not be started again within {WAIT_S:g} s"
             ) from None
         return self.current
+
+    async def refresh(self) -> None:
+        """Replaces a launcher of other code or settings, if it has no job just now."""
+        if self.current.outdated and self.current.alive and not self.current.busy:
+            await self._retire()
 
     async def _retire(self) -> None:
         """Ends an idle launcher; `watch` starts the next."""

@@ -12,7 +12,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-PROGRAMS = ("sh", "cat", "ls", "env", "touch", "id", "mkdir", "ln", "readlink", "stat", "head")
+PROGRAMS = ("sh", "cat", "ls", "touch", "id", "mkdir", "ln", "head", "sleep")
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), "unknown")
 
 

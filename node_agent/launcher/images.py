@@ -105,7 +105,10 @@ class Images:
                 assemble(source, _STAGING)
             self._take_over(_STAGING)
 
-        self._roots[image] = _namespace(self._shelf, build, self._keep_proc)
+        try:
+            self._roots[image] = _namespace(self._shelf, build, self._keep_proc)
+        except OSError as error:
+            raise OSError(error.errno, f"image {image}: {error.strerror}") from error
 
     def locate(self, image: str) -> tuple[int, str]:
         """Which of ``paths`` holds the image, and where below it."""
@@ -194,8 +197,10 @@ def _make_namespace(answer: socket, base: int, build: Callable[[], None], keep_p
             kernel.umount("/proc")
         answer.sendmsg([b"+"], [(SOL_SOCKET, SCM_RIGHTS, own.to_bytes(4, "little"))])
     except BaseException as error:  # noqa: BLE001 - the last frame of a forked process
-        number = error.errno if isinstance(error, OSError) else 0
-        answer.send(f"{number or 0}\t{error}".encode("utf-8", "replace")[:_REPLY_BYTES_MAX])
+        number, text = 0, f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError):
+            number, text = error.errno or 0, error.strerror or ""
+        answer.send(f"{number}\t{text}".encode("utf-8", "replace")[:_REPLY_BYTES_MAX])
     finally:
         os._exit(0)
 

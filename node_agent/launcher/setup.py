@@ -230,13 +230,19 @@ def root_spec(settings: dict[str, object], *, keep_proc: bool = False) -> RootSp
     )
 
 
+def image_paths(settings: dict[str, object]) -> list[str]:
+    """Directories that are, or that hold, roots which jobs may have in place of the usual one."""
+    paths = settings["image_paths"]
+    return [str(path) for path in paths] if isinstance(paths, list) else []
+
+
 def _root(environment: Environment, settings: dict[str, object]) -> None:
     spec = root_spec(settings, keep_proc=environment.mode != "root")
     environment.shared.proc_beneath = spec.keep_proc
     environment.shared.has_devices = bool(spec.devices)
-    images, paths = environment.shared.images, settings["image_paths"]
+    images = environment.shared.images
     try:
-        images.open(list(map(str, paths)) if isinstance(paths, list) else [])
+        images.open(image_paths(settings))
         rootfs.build(spec, PASSWD, GROUP)
         images.stage(keep_proc=spec.keep_proc)
     except OSError as error:

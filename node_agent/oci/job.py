@@ -31,6 +31,7 @@ from node_agent.launcher.limits import CPU_PERIOD_US
 from node_agent.oci import config, holder
 from node_agent.oci.cgroups import Found, observe
 from node_agent.oci.children import Children, kill_group
+from node_agent.oci.roots import OciImages
 from node_agent.oci.runtime import Runtime, fault_of
 
 _LOG_BYTES_MAX = 1 << 16
@@ -49,6 +50,7 @@ class OciShared(Shared):
         self.children: Children
         self.home = home
         self.root = f"{home}/root"
+        self.images: OciImages = OciImages(home)
         self.empty = f"{home}/empty"
         self.bundles = f"{home}/bundles"
         self.state = f"{home}/state"
@@ -199,7 +201,7 @@ class OciJob(Job):
     def _write_config(self, spec: JobSpec) -> None:
         shared = self._shared
         places = config.Places(
-            root=shared.root,
+            root=shared.images.root(spec.shape.image, shared.root),
             work=f"{self._bundle}/work",
             ids=self._ids,
             disks=shared.tree.disks,

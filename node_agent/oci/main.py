@@ -73,8 +73,10 @@ def prepare(settings: dict[str, object], slots: int, agent_pid: int) -> OciEnvir
             os.mkdir(shared.root + path)
         flags = kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
         kernel.mount_setattr(kernel.AT_FDCWD, shared.root, kernel.AT_RECURSIVE, flags)
+        shared.images.open(setup.image_paths(settings))
     except OSError as error:
         raise StepError("read-only root", error) from error
+    environment.notes += shared.images.problems
     _cgroups(environment, settings, agent_pid)
     _probe_mounts(shared)
     return environment
@@ -163,6 +165,7 @@ class OciLauncher(Launcher):
     def _make(self, shape: Shape) -> Job:
         if not self._free_slots:
             raise OSError(errno.EAGAIN, "all job slots are taken")
+        self._env.shared.images.ready(shape.image)
         self._sequence += 1
         name = f"j{self._sequence}"
         wanted = Limits(0, 0, 0, shape.io, shape.cpus, shape.mems).on_demand
@@ -245,6 +248,7 @@ class OciLauncher(Launcher):
         for stray in self._env.strays:
             stray.remove()
         shared = self._env.shared
+        shared.images.close()
         kernel.umount(shared.root)
         shutil.rmtree(shared.home, ignore_errors=True)
 

@@ -1,12 +1,15 @@
 """Images over the whole path: configured, unpacked, reported, scheduled, seen by the job."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from outrider.client.client import Client
 from outrider.local.cluster import LocalCluster, LocalOptions
+from outrider.local.process import wait_gone
 from tests.e2e.conftest import Cluster, _quick, answer_of, wait_until
 from tests.images import Layout, layer_of_folder, tiny_root
 from tests.unit.test_images_layers import files
@@ -69,3 +72,24 @@ def test_a_restarted_agent_finds_its_images_again_and_runs_what_waited(tiny: Clu
     assert record is not None and record.stdout_tail == b"tiny, changed\n"
     assert [one.name for one in store.iterdir()] == [folder.name]
     assert folder.stat().st_mtime_ns == made_ns, "unpacked again"
+
+
+def test_an_image_added_while_a_job_runs_is_had_once_that_has_ended(
+    tiny: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The launcher that the restarted agent adopts does not know it, and is replaced when idle."""
+    wait_until(lambda: "tiny" in images(tiny), "the image is offered", WAIT_S)
+    late = tiny_root(tmp_path_factory.mktemp("late") / "root")
+    running = tiny.client.submit(tiny.sh("sleep 3; cat /etc/release", image="tiny"))
+    wait_until(lambda: running.status().phase == "running", "the job runs", WAIT_S)
+    waiting = tiny.client.submit(tiny.sh("cat /etc/release", image="late"))
+    tiny.local.kill("n1", signal.SIGHUP)
+    record = tiny.local.run.process("n1")
+    assert record.identity is not None
+    wait_gone(record.identity, WAIT_S)
+    arguments = (*record.arguments, "--image", f"late=dir:{late}")
+    tiny.local._record(tiny.local.run.having(replace(record, arguments=arguments)))
+    tiny.local.restart("n1")
+    for handle, words in ((running, b"tiny, changed\n"), (waiting, b"tiny\n")):
+        result = handle.attempt_result(WAIT_S)
+        assert result is not None and result.stdout_tail == words and result.attempt == 1
