@@ -20,16 +20,20 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## a local cluster, hundreds of real jobs, hostile ones, a killed leader, an account
 	$(BIN)/python -m chaos.demo $(DEMO_FLAGS)
 
-runtimes:  ## crun and runc, for the tests that run jobs by them; without root those tests are skipped
-	@[ "$$(id -u)" != 0 ] || command -v crun >/dev/null && command -v runc >/dev/null \
-		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends crun runc; } >/dev/null 2>&1 \
-		|| echo 'crun and runc cannot be installed here: their tests are skipped' >&2
+RUNTIMES ?= crun runc
+
+runtimes:  ## the container runtimes that tests run jobs by, as root; without root those tests are skipped
+	@missing=$$(for name in $(RUNTIMES); do command -v $$name >/dev/null || echo $$name; done); \
+		[ "$$(id -u)" != 0 ] || [ -z "$$missing" ] \
+		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } >/dev/null 2>&1 \
+		|| echo $$missing: cannot be installed here, their tests are skipped >&2
 
 test: $(STAMP) runtimes  ## every test: pure cores, properties, real brokers, real sandboxes, the demo
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
+test-oci: RUNTIMES += runsc
 test-oci: $(STAMP) runtimes  ## of these the attacks and the sandbox's tests on container runtimes (root)
-	$(BIN)/python -m pytest tests/attacks tests/integration/test_sandbox_oci.py tests/integration/test_oci_children.py -k "crun or runc or backend or oci" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest tests/attacks tests/integration/test_sandbox_oci.py tests/integration/test_oci_children.py -k "crun or runc or runsc or backend or oci" $(PYTEST_FLAGS)
 
 test-vm: $(STAMP)  ## the agent's suite in a guest with cgroup v2 and two NUMA nodes (root, apt; 77 = skipped)
 	@$(BIN)/python -m tests.vm $(VM_FLAGS) || { code=$$?; [ $$code -eq 77 ] || exit $$code; }

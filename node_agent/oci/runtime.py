@@ -134,7 +134,7 @@ _NOT_FOUND = re.compile(
     r"|error finding executable|failed to load .*no such file"
 )
 _NOT_EXECUTABLE = re.compile(
-    r"(exec|executable).*([Pp]ermission denied|exec format|[Ii]s a directory"
+    r"(exec|executable|failed to load ).*([Pp]ermission denied|exec format|[Ii]s a directory"
     r"|[Aa]rgument list too long)"
 )
 

@@ -90,6 +90,7 @@ def test_the_profile_refuses_what_the_native_filter_refuses(machine: str) -> Non
         ("executable file `nope` not found in $PATH", 127),
         ('exec: \\"/nope\\": stat /nope: no such file or directory', 127),
         ("open executable: Permission denied", 126),
+        ("creating process: failed to load /etc/passwd: permission denied", 126),
         ("cannot set memory limit", 0),
     ],
 )
