@@ -55,6 +55,9 @@ _LAUNCHER_CODE = Path(__file__).resolve().parents[1] / "launcher"
 FENCE_TIMEOUT_S = 1.0
 # How long the launcher may take to kill and remove everything before it is killed itself.
 CLOSE_TIMEOUT_S = 15.0
+# Of the time that a launcher may take to start: its self-test, so that what failed can still be
+# said. A runtime written in Go needs more than 10 s for its first start in an emulated machine.
+SELF_TEST_SHARE = 0.5
 # Output is told to the launcher this often within a job's idle time, twice for each look of its.
 _ACTIVITY_LOOKS = 16
 
@@ -165,7 +168,10 @@ class NativeSandbox:
         return sandbox
 
     async def _handshake(self, machine: str) -> None:
-        probe = SandboxPlan(key="probe", argv=("probe",), pids_max=6, wall_ms=10_000, grace_ms=0)
+        self_test_ms = int(self.settings.start_timeout_s * 1000 * SELF_TEST_SHARE)
+        probe = SandboxPlan(
+            key="probe", argv=("probe",), pids_max=6, wall_ms=self_test_ms, grace_ms=0
+        )
         init = {
             **msgspec.to_builtins(self.settings),
             "seccomp": seccomp.encode(seccomp.build_filter(machine)).hex(),
