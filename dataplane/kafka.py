@@ -167,6 +167,7 @@ _UNREACHABLE: Final = {
     KafkaError._TIMED_OUT_QUEUE,
     KafkaError._RESOLVE,
     KafkaError._WAIT_COORD,
+    KafkaError._DESTROY_BROKER,  # it left the metadata while it was asked, as a restart makes it
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.BROKER_NOT_AVAILABLE,
     KafkaError.LEADER_NOT_AVAILABLE,

@@ -85,7 +85,8 @@ def partition_watermarks(
     *,
     exact: bool = True,
 ) -> tuple[int, int]:
-    """(first kept offset, next offset to be written). Raises PlatformFaultError.
+    """(first kept offset, next offset to be written). Raises PlatformFaultError, retryable where
+    the broker does not know the partition: it may just have been started.
 
     Not `exact`: short of the last batch on the embedded broker, and without reading that batch.
 
@@ -111,6 +112,12 @@ def partition_watermarks(
             if code in LEADERLESS_CODES and time.monotonic() < deadline:
                 time.sleep(POLL_S)
                 continue
+            if code in LEADERLESS_CODES:
+                raise PlatformFaultError(
+                    f"{settings.bootstrap} does not know {topic}[{partition}] "
+                    f"({error.args[0].str()}); it may be starting, else see `outrider topics`",
+                    retryable=True,
+                ) from error
             raise checked(error, f"asking for the end of {topic}[{partition}]", settings) from error
     if found is None:
         raise unavailable(settings, f"no answer for {topic}[{partition}]")

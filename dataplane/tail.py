@@ -47,6 +47,9 @@ becomes ready a moment after the others waits until theirs is answered (measured
 STANDBY_METADATA_MS: Final = 15 * 60_000
 """librdkafka forgets topics that it does not read after three refreshes, 3 s here: a standby that
 waited longer had to ask for their leaders again when it was elected, 0.15 to 0.3 s."""
+UNKNOWN_S: Final = 60.0
+"""A broker that was killed does not know its partitions until it has loaded them: seconds, and on a
+crowded machine (28 runnable processes on two cores) more than two. Then they are really gone."""
 CHECK_AFTER_GO_S: Final = 0.2
 """A tail that leaves its standby reads first: asking where partitions end takes a round trip each,
 and Apache Kafka itself refuses a position that does not exist."""
@@ -97,6 +100,8 @@ class Tail:
         self._watch = BrokerWatch()
         self._checked = False
         self._check_at_s = 0.0
+        self._unknown_since: float | None = None
+        """When a broker first said that it does not know a partition of ours."""
         self._standby = standby
         self._assigned = False
         self._ending = threading.Event()
@@ -354,8 +359,10 @@ class Tail:
         for where, offset in list(self._next.items()):
             try:
                 low, high = self._marks(consumer, where, WATERMARK_TIMEOUT_S)
-            except BrokerUnavailableError:
-                return  # asked again in the next step; the watch reports the stall
+            except PlatformFaultError as error:
+                self._bear(error)
+                return  # asked again in the next step; the watch reports a stall
+            self._unknown_since = None
             if self._standby:
                 continue  # asked only to be connected; `go` brings the positions
             if offset < 0:
@@ -367,6 +374,16 @@ class Tail:
                     "start again with fresh state, or restore the topic"
                 )
         self._checked = True
+
+    def _bear(self, error: PlatformFaultError) -> None:
+        """Raises what does not pass by itself, and after UNKNOWN_S what might have."""
+        if isinstance(error, BrokerUnavailableError):
+            return
+        now = time.monotonic()
+        self._unknown_since = self._unknown_since or now
+        if not error.retryable or now - self._unknown_since > UNKNOWN_S:
+            raise error
+        log.warning("%s: %s", self._name, error)
 
     def _hand_over(self, batch: list[KafkaRecord]) -> None:
         if not batch:
