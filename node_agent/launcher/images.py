@@ -28,10 +28,13 @@ from _socket import (
     socket,
     socketpair,
 )
-from collections.abc import Callable
 from itertools import islice
 
 from node_agent.launcher import kernel, rootfs
+
+TYPE_CHECKING = False  # collections is another import
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Each is a mount that every job of the image copies; images of distributions have about 20.
 TOP_NAMES_MAX = 128
