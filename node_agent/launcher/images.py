@@ -4,8 +4,8 @@
 directory.
 
 Each image that a job asked for has a mount namespace of its own here, made once, with that image as
-its read-only root; init of such a job enters it and takes a copy (ADR 0013). Jobs without an image
-are as before: nothing is mounted for them, and nothing has to be unmounted.
+its read-only root; init of such a job enters it and takes a copy (``init.py``; ADR 0013). Jobs
+without an image are as before: nothing is mounted for them, and nothing has to be unmounted.
 
 A root is an empty tmpfs with the entries of the image's top directory bound into it, read-only, so
 that the places for what every job adds exist without a write to the image. Its content is hostile:
@@ -139,11 +139,9 @@ class Images:
         os.rmdir("/old-root")
         kernel.mount_setattr(kernel.AT_FDCWD, "/", kernel.AT_RECURSIVE, kernel.MOUNT_ATTR_RDONLY)
 
-    def enter(self, image: str) -> None:
-        """In init: from now on the image is the root, in a mount namespace of this job alone."""
-        if image:
-            kernel.setns(self._roots[image], kernel.CLONE_NEWNS)
-            kernel.unshare(kernel.CLONE_NEWNS)
+    def namespace(self, image: str) -> int:
+        """The mount namespace whose root the image is, which `ready` has made; -1 for ""."""
+        return self._roots[image] if image else -1
 
 
 class Opened:

@@ -7,7 +7,6 @@ job's own outcome and nothing else.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
@@ -25,14 +24,14 @@ from _socket import (
     socketpair,
 )
 
-from node_agent.launcher import child, kernel, usage
+from node_agent.launcher import board, command, kernel, usage, zygote
 from node_agent.launcher.cgroups import JobCgroup, Remains, Tree
-from node_agent.launcher.child import JobSpec, Shape, Shared
+from node_agent.launcher.child import RESULT_NAME, JobSpec, Shape, Shared
 from node_agent.launcher.limits import Limits
 from node_agent.launcher.looks import NO_LOOKS, Looks
+from node_agent.launcher.program import Fault, Program, blame
 from node_agent.launcher.signals import signal
 
-_NAMESPACES = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 # After SIGKILL the kernel needs only to unwind; a job that is still there after this is stuck in
 # the kernel (uninterruptible I/O) and is reported, not waited for in silence.
 KILL_AGAIN_S = 2.0
@@ -42,7 +41,6 @@ LEASE_LOOK_S = 1.0
 LEASE_OVER = "lease ran out: it was not renewed, and the launcher ended the job"
 _OOM_LOOK_S = 0.005
 _OOM_LOOKS_MAX = 40
-_MESSAGE_MAX = 4096
 
 
 class Job:
@@ -59,6 +57,9 @@ class Job:
         self.work_fd = -1
         self.ready = False  # init has given up everything and waits for its command
         self.key = ""
+        self._lists: list[Program] = []  # what init runs: to be asked whom to blame
+        self._tried: tuple[str, list[str]] = ("", [])
+        self._holds: frozenset[str] = frozenset()
         self._spec: JobSpec | None = None
         self._stdio: list[int] = []
         self.wall_ms = self.grace_ms = self.result_bytes_max = 0
@@ -87,16 +88,17 @@ class Job:
     # --- starting -----------------------------------------------------------------------------
     def launch(self, shared: Shared, ids: tuple[int, int]) -> None:
         """Fork init into its namespaces and cgroups. Raises OSError; nothing runs then."""
-        pidfd = ctypes.c_int(-1)
+        self._holds = shared.holds
+        assert shared.inits is not None, "of the native launcher"
         try:
-            self.pid = kernel.clone3(_NAMESPACES, pidfd, self.cgroup.into_fd)
-            if self.pid == 0:
-                child.run_init(shared, self.shape, ids, self._theirs, self._join_fds)
+            self.pid, self.pidfd, first = shared.inits.start(
+                self.shape, ids, self._theirs.fileno(), self._join_fds, self.cgroup.into_fd
+            )
+            self._lists.append(first)
         finally:
             self._theirs.close()
             for fd in self._join_fds:
                 os.close(fd)
-        self.pidfd = pidfd.value
 
     def assign(self, spec: JobSpec, stdio: list[int], disks: list[str]) -> None:
         """Give the sandbox its job; it starts as soon as init is ready. Takes ``stdio``, unless a
@@ -121,8 +123,12 @@ class Job:
         self._spec, self._stdio = None, []  # a command may hold secrets: later inits are copies
         packed = b"".join(fd.to_bytes(4, "little") for fd in stdio)
         try:
+            self._tried = (spec.argv[0], command.candidates_of(spec))
+            first = self._lists[0]
+            second, content = command.job_list(zygote.BOARD, spec, self._holds, first)
+            self._lists.append(second)
             self.cgroup.limit_cpu(spec.cpu_millis)
-            self.control.sendmsg([spec.command()], [(SOL_SOCKET, SCM_RIGHTS, packed)])
+            self.control.sendmsg([content], [(SOL_SOCKET, SCM_RIGHTS, packed)])
         except OSError as error:
             self.failure = ("command", error.errno or 0, str(error))
             self._signal(signal.SIGKILL)
@@ -138,7 +144,7 @@ class Job:
         size = CMSG_LEN(4)
         try:
             data, ancillary, _, _ = self.control.recvmsg(
-                _MESSAGE_MAX, size, MSG_CMSG_CLOEXEC | MSG_DONTWAIT
+                board.MESSAGE_BYTES_MAX, size, MSG_CMSG_CLOEXEC | MSG_DONTWAIT
             )
         except BlockingIOError:
             return "empty"
@@ -146,11 +152,11 @@ class Job:
             return "closed"
         for _, _, packed in ancillary:
             self._take_work_fd(int.from_bytes(packed[:4], "little"))
-        text = data.decode("utf-8", "replace")
-        if text == child.STARTED:
+        if data[:1] == board.STARTED:
             self.started = True
+            self._lists.clear()
             return "started"
-        self._on_report(text)
+        self._on_report(data)
         return "report" if data else "closed"
 
     def _take_work_fd(self, fd: int) -> None:
@@ -159,19 +165,28 @@ class Job:
             return
         self.work_fd = fd
 
-    def _on_report(self, text: str) -> None:
-        kind, rest = text[:1], text[1:]
-        if kind == child.READY:
+    def _on_report(self, data: bytes) -> None:
+        kind, rest = data[:1], data[8:]
+        words = [
+            int.from_bytes(rest[at : at + 8], "little", signed=True)
+            for at in range(0, len(rest), 8)
+        ]
+        if kind == board.READY:
             self.ready = True
             self._go()
-        elif kind == child.ENDED and rest.isdigit():
-            self.status = int(rest)
-        elif kind == child.FAILED:
-            step, number, detail = (*rest.split("\t", 2), "", "", "")[:3]
-            self.failure = (step, int(number) if number.isdigit() else 0, detail)
-        elif kind == child.NOT_EXECUTED:
-            code, _, _, detail = (*rest.split("\t", 3), "", "", "", "")[:4]
-            self.not_executed = (int(code) if code.isdigit() else 126, detail)
+        elif kind == board.ENDED and len(words) == 1:
+            self.status = words[0]
+        elif kind == board.FAILED and len(words) == 2 and self._lists:
+            self._end_by(blame(self._lists, *words))
+        elif kind == board.NOT_EXECUTED:
+            self._end_by(command.why_not_executed(*self._tried, words))
+
+    def _end_by(self, fault: Fault) -> None:
+        code = command.exit_code_of(fault)
+        if code:
+            self.not_executed = (code, f"{fault.step}: {fault.text}")
+        else:
+            self.failure = (fault.step, fault.errno, fault.text)
 
     def on_oom(self, now: float) -> None:
         """v1's OOM eventfd fired: the job dies as a group, as memory.oom.group does on v2.
@@ -312,7 +327,7 @@ class Job:
         resolve = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
         try:
-            fd = kernel.openat2(self.work_fd, child.RESULT_NAME, flags, resolve)
+            fd = kernel.openat2(self.work_fd, RESULT_NAME, flags, resolve)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return -1, ""

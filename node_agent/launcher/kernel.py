@@ -13,32 +13,32 @@ from ctypes import c_long, c_ulong, c_void_p
 
 _MACHINE = os.uname().machine
 
-# Numbers from the kernel's syscall tables; above 424 all architectures share them.
-_ARCH_NR = {
-    "x86_64": {
-        "clone": 56, "setns": 308, "seccomp": 317, "bpf": 321, "capset": 126, "signalfd": 289,
-        "set_mempolicy": 238,
-    },
-    "aarch64": {
-        "clone": 220, "setns": 268, "seccomp": 277, "bpf": 280, "capset": 91, "signalfd": 74,
-        "set_mempolicy": 237,
-    },
+# Numbers from the kernel's syscall tables: x86_64 and aarch64 (-1: not there).
+_NUMBERS = {
+    "bpf": (321, 280), "capset": (126, 91), "chdir": (80, 49), "clone": (56, 220),
+    "close": (3, 57), "dup3": (292, 24), "execve": (59, 221), "exit_group": (231, 94),
+    "fchmod": (91, 52), "fchmodat": (268, 53), "kill": (62, 129), "mkdirat": (258, 34),
+    "mount": (165, 40), "openat": (257, 56), "pivot_root": (155, 41), "prctl": (157, 167),
+    "prlimit64": (302, 261), "recvmsg": (47, 212), "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135), "rt_sigtimedwait": (128, 137), "sched_setaffinity": (203, 122),
+    "seccomp": (317, 277), "sendfile": (40, 71), "sendmsg": (46, 211), "sendto": (44, 206),
+    "set_mempolicy": (238, 237), "setgroups": (116, 159), "sethostname": (170, 161),
+    "setns": (308, 268), "setresgid": (119, 149), "setresuid": (117, 147), "setsid": (112, 157),
+    "signalfd4": (289, 74), "symlinkat": (266, 36), "umask": (95, 166), "umount2": (166, 39),
+    "unshare": (272, 97), "wait4": (61, 260), "write": (1, 64),
+    # From 424 on the same everywhere.
+    "pidfd_send_signal": (424, 424), "open_tree": (428, 428), "move_mount": (429, 429),
+    "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432), "clone3": (435, 435),
+    "close_range": (436, 436), "openat2": (437, 437), "mount_setattr": (442, 442),
+    "landlock_create_ruleset": (444, 444), "landlock_restrict_self": (446, 446),
 }  # fmt: skip
-SUPPORTED = _MACHINE in _ARCH_NR
-_NR = _ARCH_NR.get(_MACHINE, {})
-_NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(_MACHINE, -1)
-_NR_PIDFD_SEND_SIGNAL = 424
-_NR_OPEN_TREE = 428
-_NR_MOVE_MOUNT = 429
-_NR_FSOPEN = 430
-_NR_FSCONFIG = 431
-_NR_FSMOUNT = 432
-_NR_CLONE3 = 435
-_NR_CLOSE_RANGE = 436
-_NR_OPENAT2 = 437
-_NR_MOUNT_SETATTR = 442
-_NR_LANDLOCK_CREATE_RULESET = 444
-_NR_LANDLOCK_RESTRICT_SELF = 446
+MACHINES = ("x86_64", "aarch64")
+SUPPORTED = _MACHINE in MACHINES
+CALLS: dict[str, int] = {
+    name: numbers[MACHINES.index(_MACHINE)] if SUPPORTED else -1
+    for name, numbers in _NUMBERS.items()
+}
+"""Numbers of system calls on this machine."""
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -75,7 +75,7 @@ PR_SET_SECUREBITS = 28
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
-PR_CAP_AMBIENT_CLEAR_ALL = 4
+PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
 # NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE and the lock of each, and of KEEP_CAPS
 # (capabilities(7)).
 SECUREBITS_LOCKED = 0x01 | 0x02 | 0x04 | 0x08 | 0x20 | 0x40 | 0x80
@@ -130,31 +130,31 @@ def clone3(flags: int, pidfd: ctypes.c_int | None = None, cgroup_fd: int | None 
         flags |= CLONE_INTO_CGROUP
     sigchld = 17
     args = _words(flags, pidfd_address, 0, 0, sigchld, 0, 0, 0, 0, 0, cgroup_fd or 0)
-    return _syscall("clone3", _NR_CLONE3, args, len(args))
+    return _syscall("clone3", CALLS["clone3"], args, len(args))
 
 
 def fork_raw() -> int:
     """Plain fork without libc's fork handlers (see trap: stale TID cache after raw clone3)."""
-    return _syscall("clone", _NR["clone"], 17)
+    return _syscall("clone", CALLS["clone"], 17)
 
 
 def pidfd_send_signal(pidfd: int, signal_number: int) -> None:
     """Signal a process that cannot be confused with a later one of its number."""
-    _syscall("pidfd_send_signal", _NR_PIDFD_SEND_SIGNAL, pidfd, signal_number, None, 0)
+    _syscall("pidfd_send_signal", CALLS["pidfd_send_signal"], pidfd, signal_number, None, 0)
 
 
 def signalfd(signal_number: int) -> int:
     """A descriptor that is readable once the (blocked) signal was sent to us; signalfd(2)."""
     mask = _words(1 << (signal_number - 1))
     flags = os.O_CLOEXEC | os.O_NONBLOCK  # SFD_CLOEXEC and SFD_NONBLOCK are these
-    return _syscall("signalfd", _NR["signalfd"], -1, mask, len(mask), flags)
+    return _syscall("signalfd", CALLS["signalfd4"], -1, mask, len(mask), flags)
 
 
 def set_mempolicy_bind(nodes: tuple[int, ...]) -> None:
     """Memory from these NUMA nodes only, also after fork and exec; set_mempolicy(2), MPOL_BIND."""
     mode_bind, bits = 2, 64 * (max(nodes) // 64 + 1)
     mask = sum(1 << node for node in set(nodes)).to_bytes(bits // 8, "little")
-    _syscall("set_mempolicy", _NR["set_mempolicy"], mode_bind, mask, bits + 1)
+    _syscall("set_mempolicy", CALLS["set_mempolicy"], mode_bind, mask, bits + 1)
 
 
 def unshare(flags: int) -> None:
@@ -169,12 +169,12 @@ def syncfs(fd: int) -> None:
 
 def setns(fd: int, kind: int) -> None:
     """Enter a namespace by descriptor; setns(2)."""
-    _syscall("setns", _NR["setns"], fd, kind)
+    _syscall("setns", CALLS["setns"], fd, kind)
 
 
 def close_from(first: int) -> None:
     """Close ``first`` and every descriptor above; close_range(2)."""
-    _syscall("close_range", _NR_CLOSE_RANGE, first, 2**32 - 1, 0)
+    _syscall("close_range", CALLS["close_range"], first, 2**32 - 1, 0)
 
 
 def close_all_but(keep: tuple[int, ...]) -> None:
@@ -182,7 +182,7 @@ def close_all_but(keep: tuple[int, ...]) -> None:
     first = 3
     for fd in sorted(set(keep)):
         if fd > first:
-            _syscall("close_range", _NR_CLOSE_RANGE, first, fd - 1, 0)
+            _syscall("close_range", CALLS["close_range"], first, fd - 1, 0)
         first = max(first, fd + 1)
     close_from(first)
 
@@ -213,13 +213,13 @@ def umount(target: str, flags: int = MNT_DETACH) -> None:
 
 def pivot_root(new_root: str, put_old: str) -> None:
     """Swap the root of this mount namespace; pivot_root(2)."""
-    _syscall("pivot_root", _NR_PIVOT_ROOT, new_root.encode() + b"\0", put_old.encode() + b"\0")
+    _syscall("pivot_root", CALLS["pivot_root"], new_root.encode() + b"\0", put_old.encode() + b"\0")
 
 
 def open_tree(dir_fd: int, path: str, flags: int) -> int:
     """Detached copy of a mount (``OPEN_TREE_CLONE``), as a descriptor; open_tree(2)."""
     name = os.fsencode(path) + b"\0"
-    return _syscall("open_tree", _NR_OPEN_TREE, dir_fd, name, flags | os.O_CLOEXEC)
+    return _syscall("open_tree", CALLS["open_tree"], dir_fd, name, flags | os.O_CLOEXEC)
 
 
 def mount_setattr(fd: int, path: str, flags: int, attr_set: int) -> None:
@@ -227,7 +227,7 @@ def mount_setattr(fd: int, path: str, flags: int, attr_set: int) -> None:
     args = _words(attr_set, 0, 0, 0)
     _syscall(
         f"mount_setattr {path}",
-        _NR_MOUNT_SETATTR,
+        CALLS["mount_setattr"],
         fd,
         path.encode() + b"\0",
         flags,
@@ -240,7 +240,7 @@ def move_mount(from_fd: int, target: str) -> None:
     """Attach a detached mount at ``target``; move_mount(2)."""
     _syscall(
         f"move_mount to {target}",
-        _NR_MOVE_MOUNT,
+        CALLS["move_mount"],
         from_fd,
         b"\0",
         AT_FDCWD,
@@ -252,10 +252,10 @@ def move_mount(from_fd: int, target: str) -> None:
 def mount_detached(kind: str, attr: int) -> int:
     """A new filesystem that is mounted nowhere yet, as a descriptor; fsopen(2), fsmount(2)."""
     cloexec, fsconfig_create = 1, 6
-    context = _syscall(f"fsopen {kind}", _NR_FSOPEN, kind.encode() + b"\0", cloexec)
+    context = _syscall(f"fsopen {kind}", CALLS["fsopen"], kind.encode() + b"\0", cloexec)
     try:
-        _syscall(f"fsconfig {kind}", _NR_FSCONFIG, context, fsconfig_create, None, None, 0)
-        return _syscall(f"fsmount {kind}", _NR_FSMOUNT, context, cloexec, attr)
+        _syscall(f"fsconfig {kind}", CALLS["fsconfig"], context, fsconfig_create, None, None, 0)
+        return _syscall(f"fsmount {kind}", CALLS["fsmount"], context, cloexec, attr)
     finally:
         os.close(context)
 
@@ -263,19 +263,29 @@ def mount_detached(kind: str, attr: int) -> int:
 def openat2(dir_fd: int, path: str | bytes, flags: int, resolve: int) -> int:
     """Open below ``dir_fd`` under ``resolve`` restrictions; openat2(2)."""
     how = _words(flags | os.O_CLOEXEC, 0, resolve)
-    return _syscall("openat2", _NR_OPENAT2, dir_fd, os.fsencode(path) + b"\0", how, len(how))
+    return _syscall("openat2", CALLS["openat2"], dir_fd, os.fsencode(path) + b"\0", how, len(how))
 
 
-def capset(effective: int, permitted: int | None = None) -> None:
-    """Set effective and permitted capabilities, inheritable empty; capset(2), version 3."""
+def capset(effective: int, permitted: int | None = None, inheritable: int = 0) -> None:
+    """Set effective, permitted (if not said, the same) and inheritable capabilities; capset(2),
+    version 3."""
     allowed = effective if permitted is None else permitted
     header = (0x20080522).to_bytes(4, "little") + bytes(4)
     low, high = 2**32 - 1, 32
     data = b"".join(
-        value.to_bytes(4, "little")
-        for value in (effective & low, allowed & low, 0, effective >> high, allowed >> high, 0)
+        (value >> half & low).to_bytes(4, "little")
+        for half in (0, high)
+        for value in (effective, allowed, inheritable)
     )
-    _syscall("capset", _NR["capset"], header, data)
+    _syscall("capset", CALLS["capset"], header, data)
+
+
+def keep_capabilities(last_cap: int) -> None:
+    """All of them, beyond an exec that does not begin as root: capabilities(7), ambient."""
+    every = (1 << (last_cap + 1)) - 1
+    capset(every, every, every)
+    for cap in range(last_cap + 1):
+        prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap)
 
 
 def bounding_set_drop(last_cap: int) -> None:
@@ -290,14 +300,14 @@ def seccomp_install(program: bytes) -> None:
     """Install a classic BPF program (``struct sock_fprog``: count, pointer); seccomp(2)."""
     code = ctypes.create_string_buffer(program, len(program))
     fprog = _words(len(program) // 8, ctypes.addressof(code))
-    _syscall("seccomp", _NR["seccomp"], SECCOMP_SET_MODE_FILTER, 0, fprog)
+    _syscall("seccomp", CALLS["seccomp"], SECCOMP_SET_MODE_FILTER, 0, fprog)
 
 
 def landlock_abi() -> int:
     """Version of Landlock in this kernel, 0 without."""
     try:
         return _syscall(
-            "landlock", _NR_LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION
+            "landlock", CALLS["landlock_create_ruleset"], None, 0, LANDLOCK_CREATE_RULESET_VERSION
         )
     except OSError:
         return 0  # not built in, or not enabled at boot
@@ -307,15 +317,15 @@ def landlock_scope_ruleset() -> int:
     """A ruleset that handles no files, only scopes abstract sockets and signals; landlock(7)."""
     attributes = _words(0, 0, LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | LANDLOCK_SCOPE_SIGNAL)
     return _syscall(
-        "landlock_create_ruleset", _NR_LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0
+        "landlock_create_ruleset", CALLS["landlock_create_ruleset"], attributes, len(attributes), 0
     )
 
 
 def landlock_restrict(ruleset_fd: int) -> None:
     """Enter the ruleset for good; landlock_restrict_self(2)."""
-    _syscall("landlock_restrict_self", _NR_LANDLOCK_RESTRICT_SELF, ruleset_fd, 0)
+    _syscall("landlock_restrict_self", CALLS["landlock_restrict_self"], ruleset_fd, 0)
 
 
 def bpf(command: int, attributes: bytes) -> int:
     """One raw bpf(2) call."""
-    return _syscall("bpf", _NR["bpf"], command, attributes, len(attributes))
+    return _syscall("bpf", CALLS["bpf"], command, attributes, len(attributes))

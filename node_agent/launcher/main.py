@@ -476,6 +476,7 @@ class Launcher:
             self._poll.modify(self._agent_fd, wanted)
 
     def _remove_all(self) -> None:
+        self._env.shared.close()
         deadline = time.monotonic() + _CLOSE_S_MAX
         while self._dying and time.monotonic() < deadline:
             self._dying = [left for left in self._dying if not left.remove()]

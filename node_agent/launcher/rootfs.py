@@ -1,4 +1,4 @@
-# ruff: noqa: PTH103, PTH106, PTH110, PTH112, PTH113, PTH114, PTH115, PTH116, PTH120, PTH123, PTH202, PTH211
+# ruff: noqa: PTH103, PTH106, PTH108, PTH110, PTH112, PTH113, PTH114, PTH115, PTH116, PTH120, PTH123, PTH202, PTH211
 # pathlib would add a third to the memory that every job's fork copies.
 """The read-only root that every job starts from.
 
@@ -24,8 +24,10 @@ _ETC_COPY_BYTES_MAX = 1 << 20
 DEVICES = "/.devices"
 STAGING = "/tmp"  # only ever used in the launcher's own mount namespace
 
+DEV_FLAGS = kernel.MS_NOSUID | kernel.MS_NOEXEC
+DEV_OPTIONS = "size=64k,nr_inodes=256,mode=755"
 DEVICE_NODES = ("null", "zero", "full", "random", "urandom")
-_DEVICE_LINKS = {
+DEVICE_LINKS = {
     "fd": "/proc/self/fd",
     "stdin": "/proc/self/fd/0",
     "stdout": "/proc/self/fd/1",
@@ -96,12 +98,16 @@ class _Source:
         os.close(self.tree)
 
 
-def build(spec: RootSpec, passwd: str, group: str) -> None:
-    """Build the root and pivot into it. The mount namespace must already be private to us."""
+def build(spec: RootSpec, passwd: str, group: str, program: bytes) -> int:
+    """Build the root and pivot into it. The mount namespace must already be private to us.
+
+    Returns a descriptor of ``program``, an executable file that has no name in the root.
+    """
     kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
     root = STAGING
     assemble(spec, root, passwd, group)
     _make_directory(f"{root}/old-root")
+    program_fd = _nameless(f"{root}/program", program)
     make_dev(f"{root}/dev", "/dev", list(DEVICE_NODES))
     _stage_devices(root, spec.devices)
     # Kept so that a new proc may be mounted from a user namespace (the kernel wants to see one that
@@ -115,6 +121,20 @@ def build(spec: RootSpec, passwd: str, group: str) -> None:
     os.rmdir("/old-root")
     # Without root the job's uid owns these filesystems: only read-only mounts keep it from writing.
     kernel.mount_setattr(kernel.AT_FDCWD, "/", kernel.AT_RECURSIVE, kernel.MOUNT_ATTR_RDONLY)
+    return program_fd
+
+
+def _nameless(path: str, content: bytes) -> int:
+    """An executable file, already without its name. Not a memfd: kernels may forbid to run those
+    (``vm.memfd_noexec``)."""
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o500)
+    try:
+        os.write(fd, content)
+    finally:
+        os.close(fd)  # nobody may have it open for writing when it is run
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    os.unlink(path)
+    return fd
 
 
 def assemble(spec: RootSpec, root: str, passwd: str, group: str) -> None:
@@ -183,11 +203,10 @@ def make_dev(target: str, source: str, names: list[str]) -> None:
     A node is bound from ``source`` only if it is a character device and no symlink there
     (CVE-2025-31133: /dev/null swapped for a link got a host file mounted writable).
     """
-    flags = kernel.MS_NOSUID | kernel.MS_NOEXEC
-    kernel.mount("dev", target, "tmpfs", flags, "size=64k,nr_inodes=256,mode=755")
+    kernel.mount("dev", target, "tmpfs", DEV_FLAGS, DEV_OPTIONS)
     for name in names:
         bind_device(f"{source}/{name}", f"{target}/{name}")
-    for name, link in _DEVICE_LINKS.items():
+    for name, link in DEVICE_LINKS.items():
         os.symlink(link, f"{target}/{name}")
     _make_directory(f"{target}/shm")
 

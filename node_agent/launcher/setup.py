@@ -14,6 +14,7 @@ import os
 from node_agent.launcher import cgroups, files, kernel, limits, rootfs
 from node_agent.launcher.child import Shared
 from node_agent.launcher.rootfs import RootSpec, StepError
+from node_agent.launcher.zygote import Inits, program
 
 # Jobs of one launcher run under uids UID_BASE + slot: outside what systemd and /etc/subuid hand out
 # ("UIDS-GIDS.md": 1879048192..2147483647 is unused), so per-user limits never meet between jobs.
@@ -243,8 +244,12 @@ def _root(environment: Environment, settings: dict[str, object]) -> None:
     images = environment.shared.images
     try:
         images.open(image_paths(settings))
-        rootfs.build(spec, PASSWD, GROUP)
+        program_fd = rootfs.build(spec, PASSWD, GROUP, program())
         images.stage(keep_proc=spec.keep_proc)
     except OSError as error:
         raise StepError("read-only root", error) from error
     environment.notes += images.problems
+    try:
+        environment.shared.inits = Inits(environment.shared, program_fd)
+    except OSError as error:
+        raise StepError("zygote", error) from error

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from node_agent.launcher.child import OOM_SCORE_ADJ, SIGNALS_PENDING_MAX, JobSpec
+from node_agent.launcher.child import JobSpec
+from node_agent.launcher.init import OOM_SCORE_ADJ, SIGNALS_PENDING_MAX
 from node_agent.launcher.limits import CPU_PERIOD_US, number_list
 
 Json = dict[str, object]
