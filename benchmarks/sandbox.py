@@ -153,12 +153,12 @@ class Native(Variant):
             for event in started
         ]
         await asyncio.gather(*(event.wait() for event in started))
-        inits: list[int] = _children(self._sandbox.launcher_pid)
+        zygote, *inits = sorted(_children(self._sandbox.launcher_pid))
         each = statistics.mean(_private_kib(pid) for pid in inits)
         here = (_private_kib(os.getpid()) - agent) / SLEEPERS
         self.memory = (
             f"launcher {launcher / 1024:.1f} MiB of its own; a running job's init "
-            f"{each / 1024:.1f} MiB; in the agent {here:.0f} KiB a job"
+            f"{each:.0f} KiB; zygote {_private_kib(zygote)} KiB; in the agent {here:.0f} KiB a job"
         )
         for task in tasks:
             task.cancel()

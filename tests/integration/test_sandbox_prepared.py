@@ -43,7 +43,16 @@ def plan(sandbox: NativeSandbox, key: str, script: str, **fields: Any) -> Sandbo
 def waiting(sandbox: NativeSandbox) -> list[int]:
     pid = sandbox.launcher_pid
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split()]
+    return [int(word) for word in text.split() if in_a_namespace(int(word))]
+
+
+def in_a_namespace(pid: int) -> bool:
+    """An init; the zygote, its sibling, is in the launcher's own pid namespace."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False  # just ended
+    return len(text.partition("NSpid:")[2].splitlines()[0].split()) > 1
 
 
 async def until_waiting(sandbox: NativeSandbox, count: int) -> list[int]:
