@@ -18,6 +18,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from controlplane.core import events as ev
+from controlplane.core.attention import Attention
 from controlplane.core.catchup import CatchUp
 from controlplane.core.coordinator import Coordinator, Role
 from controlplane.core.election import Election, Standing
@@ -116,6 +117,7 @@ class PoolCoordinator:
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self._catch_up = CatchUp()
+        self._attention = Attention(timing.timeout_ms)
         self._opened: list[Callable[[], Awaitable[None]]] = []
 
     @property
@@ -214,12 +216,15 @@ class PoolCoordinator:
         for body in bodies:
             match body:
                 case Ballot():
+                    if body.candidate not in (self._election.leader, self._own.name):
+                        self._attention.alarm(self._now())  # a leader renews its lease by ballots
                     self._work.append(("election", ev.BallotReceived(ballot=body)))
                 case BallotReply():
                     self._work.append(("election", ev.BallotReplyReceived(reply=body)))
                 case Beacon():
                     self._work.append(("election", ev.BeaconReceived(beacon=body)))
                     if body.role == self._role:
+                        self._reader.expect(body.ledger_offset)
                         self._work.append(("core", ev.StateClaimed(beacon=body)))
                 case NodeReport():
                     self._work.append(("core", ev.NodeReported(report=body)))
@@ -233,10 +238,15 @@ class PoolCoordinator:
         for offset, entry in entries:
             self._work.append(("core", ev.LedgerRead(offset=offset, entry=entry)))
         self._pump()
-        self._catch_up.applied = entries[-1][0] + 1
         self._reader.done(len(entries))
-        self._note_progress()
-        self._pump()
+        self._applied(entries[-1][0] + 1)
+
+    def _applied(self, next_offset: int) -> None:
+        """Read, or known as our own."""
+        if next_offset > self._catch_up.applied:
+            self._catch_up.applied = next_offset
+            self._note_progress()
+            self._pump()
 
     def _note_progress(self) -> None:
         caught_up = self._catch_up.done
@@ -265,6 +275,7 @@ class PoolCoordinator:
 
     def peer_gone(self, peer: str) -> None:
         """A hint: `peer`'s process is gone."""
+        self._attention.alarm(self._now())
         self._to_election(ev.PeerGone(peer=peer))
 
     def _to_election(self, event: ev.ElectionEvent) -> None:
@@ -296,7 +307,15 @@ class PoolCoordinator:
         finally:
             self._pumping = False
         self._metrics.observe(self._core, self._election, self._process.refused(self))
+        self._mind_reader()
         self._arm()
+
+    def _mind_reader(self) -> None:
+        needed = self._attention.needed(
+            self._election.standing, self._election.leader, cold=not self._catch_up.done,
+            must_read=self._core.must_read, now_ms=self._now(),
+        )  # fmt: skip
+        self._reader.attend(needed)
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -392,6 +411,9 @@ class PoolCoordinator:
             return
         error = future.exception()
         if error is None:
+            self._to_core(ev.Appended(term=entry.term, seq=entry.seq, offset=future.result()))
+            self._reader.skip_to(self._core.state.next_offset)
+            self._applied(self._core.state.next_offset)
             return
         retryable = isinstance(error, PlatformFaultError) and error.retryable
         self._to_core(
