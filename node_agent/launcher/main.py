@@ -328,7 +328,7 @@ class Launcher:
 
     def _launch(self, spec: JobSpec, stdio: list[int]) -> Job:
         """Takes ``stdio`` unless it raises OSError."""
-        job = self._prepared.take(spec.shape) or self._fork([spec.shape])[0]
+        job = self._prepared.take(spec.shape) or self._fork(spec.shape)
         try:
             job.assign(spec, stdio, self._env.tree.disks)
         except OSError:
@@ -337,30 +337,16 @@ class Launcher:
             raise
         return job
 
-    def _fork(self, shapes: list[Shape]) -> list[Job]:
-        """New sandboxes that wait for their jobs: all, or as many as could be made and an OSError
-        if that is none."""
-        made: list[Job] = []
-        problem: OSError | None = None
-        for shape in shapes:
-            try:
-                made.append(self._make(shape))
-            except OSError as error:
-                problem = error
-                break
-        forked: list[Job] = []
-        for job in made:
-            try:
-                job.launch(self._env.shared, self._env.ids(job.slot))
-                forked.append(job)
-            except OSError as error:
-                problem = error
-                self._release(job)
-        for job in forked:
-            self._watch(job)
-        if problem is not None and not forked:
-            raise problem
-        return forked
+    def _fork(self, shape: Shape) -> Job:
+        """A new sandbox that waits for its job. Raises OSError; nothing is left then."""
+        job = self._make(shape)
+        try:
+            job.launch(self._env.shared, self._env.ids(job.slot))
+        except OSError:
+            self._release(job)
+            raise
+        self._watch(job)
+        return job
 
     def _make(self, shape: Shape) -> Job:
         if not self._free_slots:
@@ -374,11 +360,12 @@ class Launcher:
         return job
 
     def _prepare(self) -> None:
-        """Sandboxes for jobs that will come, judging by those that came."""
+        """A sandbox for a job that will come, judging by those that came. One at a time, between
+        events: that it is ready is the next one."""
         missing = self._prepared.missing()
-        if missing:
+        if missing is not None:
             try:
-                self._prepared.waiting += self._fork(missing)
+                self._prepared.waiting.append(self._fork(missing))
             except OSError:
                 self._prepared.forget()  # a job that finds none makes its own, or says why not
         for job in self._prepared.surplus():

@@ -3,9 +3,6 @@
 Making one takes the larger part of a short job's time, and nothing in it depends on the command. A
 prepared sandbox waits with all privileges gone, in cgroups with tight limits, for a job of exactly
 its shape; the job's own limits are written before its command is sent. Each serves one job.
-
-They are made several at a time: after a fork the launcher pays for every page that it writes to, so
-that two forks in a row cost less than two with work between them.
 """
 
 from __future__ import annotations
@@ -17,8 +14,6 @@ from node_agent.launcher.jobs import Job
 # the bet.
 _RECENT_MAX = 16
 _SEEN_MIN = 2
-# Refill once only this part of a shape's share is left: the larger the batch, the cheaper each.
-_REFILL_AT = 4
 
 Facts = tuple[str, ...]
 
@@ -48,17 +43,17 @@ class Prepared:
                 return job
         return None
 
-    def missing(self) -> list[Shape]:
-        """Shapes to prepare now, once for each sandbox: none, or a batch for the latest shape."""
+    def missing(self) -> Shape | None:
+        """The shape to prepare one sandbox of now, if any: the latest, until it has its share."""
         if not self._recent:
-            return []
+            return None
         latest = self._recent[-1]
         seen = sum(shape.facts == latest.facts for shape in self._recent)
         if seen < _SEEN_MIN:
-            return []
+            return None
         share = -(-self._size * seen // len(self._recent))
         have = sum(job.shape.facts == latest.facts for job in self.waiting)
-        return [latest] * (share - have) if have <= share // _REFILL_AT else []
+        return latest if have < share else None
 
     def surplus(self) -> list[Job]:
         """The longest waiting ones beyond the size, to be killed."""
