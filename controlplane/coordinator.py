@@ -18,7 +18,6 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from controlplane.core import events as ev
-from controlplane.core.attention import Attention
 from controlplane.core.catchup import CatchUp
 from controlplane.core.coordinator import Coordinator, Role
 from controlplane.core.election import Election, Standing
@@ -117,7 +116,6 @@ class PoolCoordinator:
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self._catch_up = CatchUp()
-        self._attention = Attention(timing.timeout_ms)
         self._opened: list[Callable[[], Awaitable[None]]] = []
 
     @property
@@ -216,8 +214,6 @@ class PoolCoordinator:
         for body in bodies:
             match body:
                 case Ballot():
-                    if body.candidate not in (self._election.leader, self._own.name):
-                        self._attention.alarm(self._now())  # a leader renews its lease by ballots
                     self._work.append(("election", ev.BallotReceived(ballot=body)))
                 case BallotReply():
                     self._work.append(("election", ev.BallotReplyReceived(reply=body)))
@@ -275,7 +271,6 @@ class PoolCoordinator:
 
     def peer_gone(self, peer: str) -> None:
         """A hint: `peer`'s process is gone."""
-        self._attention.alarm(self._now())
         self._to_election(ev.PeerGone(peer=peer))
 
     def _to_election(self, event: ev.ElectionEvent) -> None:
@@ -311,11 +306,10 @@ class PoolCoordinator:
         self._arm()
 
     def _mind_reader(self) -> None:
-        needed = self._attention.needed(
-            self._election.standing, self._election.leader, cold=not self._catch_up.done,
-            must_read=self._core.must_read, now_ms=self._now(),
-        )  # fmt: skip
-        self._reader.attend(needed)
+        """A leader knows its own entries by their acknowledgement and need not read them (ADR 0015).
+        Whoever may lead next reads all at once: what is unread then is time without a leader."""
+        knows = self._election.standing is Standing.LEADER and not self._core.must_read
+        self._reader.attend(not (knows and self._catch_up.done))
 
     def _arm(self) -> None:
         if self._timer is not None:

@@ -1,7 +1,6 @@
 """An acknowledgement is the reading back of an entry, where nothing unread is before it."""
 
 from controlplane.core import events as e
-from controlplane.core.attention import ALARM_TIMEOUTS, Attention
 from controlplane.core.coordinator import Role
 from controlplane.core.election import Standing
 from idl import ledger as d
@@ -76,26 +75,3 @@ def test_an_acknowledgement_of_an_earlier_entry_or_role_is_nothing() -> None:
     hand.step(e.RoleLost(reason="test"))
     hand.step(_appended(later, hand.offset))
     assert "b" not in hand.state.jobs, "a standby reads"
-
-
-def _needed(attention: Attention, standing: Standing, leader: str, now_ms: int = 0) -> bool:
-    return attention.needed(standing, leader, cold=False, must_read=False, now_ms=now_ms)
-
-
-def test_a_settled_coordinator_rests_and_an_unsettled_one_reads() -> None:
-    attention = Attention(timeout_ms=160)
-    assert not _needed(attention, Standing.LEADER, "c1", 1)
-    assert not _needed(attention, Standing.FOLLOWER, "c2", 1)
-    assert _needed(attention, Standing.FOLLOWER, "", 1)
-    assert _needed(attention, Standing.PRE_CANDIDATE, "c2", 1)
-    assert _needed(attention, Standing.CANDIDATE, "c2", 1)
-    calm = {"standing": Standing.LEADER, "leader": "c1", "now_ms": 1}
-    assert attention.needed(**calm, cold=True, must_read=False)  # type: ignore[arg-type]
-    assert attention.needed(**calm, cold=False, must_read=True)  # type: ignore[arg-type]
-
-
-def test_an_alarm_lasts_for_some_timeouts() -> None:
-    attention = Attention(timeout_ms=160)
-    attention.alarm(1_000)
-    assert _needed(attention, Standing.FOLLOWER, "c1", 1_001)
-    assert not _needed(attention, Standing.FOLLOWER, "c1", 1_000 + ALARM_TIMEOUTS * 160)
