@@ -306,8 +306,8 @@ class PoolCoordinator:
         self._arm()
 
     def _mind_reader(self) -> None:
-        """A leader knows its own entries by their acknowledgement and need not read them (ADR 0015).
-        Whoever may lead next reads all at once: what is unread then is time without a leader."""
+        """A leader knows its own entries by their acknowledgement and need not read them (ADR
+        0015). Whoever may lead next reads at once: what is unread then is time without a leader."""
         knows = self._election.standing is Standing.LEADER and not self._core.must_read
         self._reader.attend(not (knows and self._catch_up.done))
 

@@ -2,7 +2,6 @@
 
 from controlplane.core import events as e
 from controlplane.core.coordinator import Role
-from controlplane.core.election import Standing
 from idl import ledger as d
 from tests.unit.core_builders import Hand, names, spec
 
