@@ -220,7 +220,6 @@ class PoolCoordinator:
                 case Beacon():
                     self._work.append(("election", ev.BeaconReceived(beacon=body)))
                     if body.role == self._role:
-                        self._reader.expect(body.ledger_offset)
                         self._work.append(("core", ev.StateClaimed(beacon=body)))
                 case NodeReport():
                     self._work.append(("core", ev.NodeReported(report=body)))
@@ -234,15 +233,10 @@ class PoolCoordinator:
         for offset, entry in entries:
             self._work.append(("core", ev.LedgerRead(offset=offset, entry=entry)))
         self._pump()
+        self._catch_up.applied = entries[-1][0] + 1
         self._reader.done(len(entries))
-        self._applied(entries[-1][0] + 1)
-
-    def _applied(self, next_offset: int) -> None:
-        """Read, or known as our own."""
-        if next_offset > self._catch_up.applied:
-            self._catch_up.applied = next_offset
-            self._note_progress()
-            self._pump()
+        self._note_progress()
+        self._pump()
 
     def _note_progress(self) -> None:
         caught_up = self._catch_up.done
@@ -302,14 +296,7 @@ class PoolCoordinator:
         finally:
             self._pumping = False
         self._metrics.observe(self._core, self._election, self._process.refused(self))
-        self._mind_reader()
         self._arm()
-
-    def _mind_reader(self) -> None:
-        """A leader knows its own entries by their acknowledgement and need not read them (ADR
-        0015). Whoever may lead next reads at once: what is unread then is time without a leader."""
-        knows = self._election.standing is Standing.LEADER and not self._core.must_read
-        self._reader.attend(not (knows and self._catch_up.done))
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -405,9 +392,6 @@ class PoolCoordinator:
             return
         error = future.exception()
         if error is None:
-            self._to_core(ev.Appended(term=entry.term, seq=entry.seq, offset=future.result()))
-            self._reader.skip_to(self._core.state.next_offset)
-            self._applied(self._core.state.next_offset)
             return
         retryable = isinstance(error, PlatformFaultError) and error.retryable
         self._to_core(

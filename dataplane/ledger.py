@@ -163,18 +163,6 @@ class LedgerReader:
         """`count` entries are dealt with (backpressure, see Tail)."""
         self._tail.done(count)
 
-    def attend(self, on: bool) -> None:
-        """False: rests between looks (see Tail). True, as at first: reads what comes at once."""
-        self._tail.attend(on)
-
-    def expect(self, end: int) -> None:
-        """The ledger has entries below `end`: a reader that rests looks for them."""
-        self._tail.expect(self._topic, _PARTITION, end)
-
-    def skip_to(self, offset: int) -> None:
-        """Entries below `offset` are known and need not be read."""
-        self._tail.skip_to(self._topic, _PARTITION, offset)
-
     async def end_offset(self, timeout_s: float = 5.0) -> int:
         """Next ledger offset to be written. Raises BrokerUnavailableError."""
         return (await self._tail.end_offsets(timeout_s))[(self._topic, _PARTITION)]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from typing import Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from dataplane.kafka import FETCH_WAIT_MS, STATISTICS_MS, BrokerWatch, checked, log
 from dataplane.read import (
@@ -50,19 +50,9 @@ waited longer had to ask for their leaders again when it was elected, 0.15 to 0.
 UNKNOWN_S: Final = 60.0
 """A broker that was killed does not know its partitions until it has loaded them: seconds, and on a
 crowded machine (28 runnable processes on two cores) more than two. Then they are really gone."""
-REST_S: Final = 0.1
-"""How long a tail that does not attend reads nothing: ten reads a second, however many records."""
-REST_S_MAX: Final = 1.0
-"""The same while it expects nothing: proof that its connection lives, and a look at what came."""
-LOOK_S: Final = 0.02
-"""How long such a look waits for the first record: four fetches on the embedded broker."""
 CHECK_AFTER_GO_S: Final = 0.2
 """A tail that leaves its standby reads first: asking where partitions end takes a round trip each,
 and Apache Kafka itself refuses a position that does not exist."""
-
-
-def _wake(_consumer: Consumer) -> None:
-    """The command to look at the others."""
 
 
 class Tail:
@@ -113,10 +103,6 @@ class Tail:
         self._unknown_since: float | None = None
         """When a broker first said that it does not know a partition of ours."""
         self._standby = standby
-        self._attending = True
-        self._expected: dict[Partition, int] = {}
-        self._skipped: dict[Partition, int] = {}
-        self._rests_since_s = 0.0
         self._assigned = False
         self._ending = threading.Event()
         self._ended = False
@@ -131,25 +117,8 @@ class Tail:
     def done(self, count: int) -> None:
         """`count` records that were handed over are dealt with."""
         with self._lock:
-            was_full = self._outstanding >= self._limit
             self._outstanding -= count
-        if was_full:
-            self._commands.put(_wake)
-
-    def attend(self, on: bool) -> None:
-        """True: reads what comes as it comes, as at first. False: rests between short looks; an
-        empty fetch costs a broker 0.3 ms of CPU, and a resting tail reads many records at once."""
-        if self._attending is not on:
-            self._attending = on
-            self._commands.put(_wake)
-
-    def expect(self, topic: str, partition: int, end: int) -> None:
-        """There are records below `end`: the next look after REST_S reads them."""
-        self._expected[Partition(topic, partition)] = end
-
-    def skip_to(self, topic: str, partition: int, offset: int) -> None:
-        """Records below `offset` are known; they are not handed over, nor fetched after a rest."""
-        self._skipped[Partition(topic, partition)] = offset
+        self._commands.put(lambda _consumer: None)  # wakes a tail that is full
 
     def pause(self, topic: str) -> None:
         """Stops reading `topic`. Batches handed over before this took effect still arrive."""
@@ -221,7 +190,7 @@ class Tail:
         """Ends without waiting; no callback runs after it."""
         self._silent = True
         self._ending.set()
-        self._commands.put(_wake)
+        self._commands.put(lambda _consumer: None)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """`stop`, and waits for the thread and the connection to end. Idempotent."""
@@ -283,8 +252,6 @@ class Tail:
         if self._standby:
             self._wait_for_go(consumer)
             return
-        if self._rests(consumer):
-            return
         if self._checked and not self._assigned:
             self._assign(consumer)
         if self._is_full():
@@ -292,15 +259,9 @@ class Tail:
                 return
         elif self._held:
             self._hold(consumer, False)
-        patient = self._attending or self._expects_more()
-        first = consumer.poll(POLL_S if patient else LOOK_S)
-        if first is not None:
-            self._take(consumer, first)
-        if not self._attending and not self._expects_more():
-            self._rest(consumer)
-
-    def _take(self, consumer: Consumer, first: Message) -> None:
-        """Hands over what was read ahead, as far as there is room."""
+        first = consumer.poll(POLL_S)
+        if first is None:
+            return
         room = self._limit - self._outstanding
         count = max(0, min(room, BATCH_RECORDS_MAX) - 1)
         rest = consumer.consume(count, timeout=0) if count else []
@@ -314,33 +275,6 @@ class Tail:
             else:
                 batch.append(record_of(message))
         self._hand_over(batch)
-
-    # --- rests ---
-
-    def _expects_more(self) -> bool:
-        return any(end > self._position(where) for where, end in self._expected.items())
-
-    def _position(self, where: Partition) -> int:
-        return max(self._next.get(where, 0), self._skipped.get(where, 0))
-
-    def _rest(self, consumer: Consumer) -> None:
-        """Unassigns, for `pause` is no use: librdkafka resumes an idle partition 1 s later, and
-        assigned anew it is read within 1 ms (both measured)."""
-        self._rests_since_s = time.monotonic()
-        self._assigned = False
-        consumer.unassign()
-
-    def _rests(self, consumer: Consumer) -> bool:
-        """True: rested a while, on the commands as in `_wait_for_go`."""
-        if self._attending or self._assigned or not self._checked:
-            return False
-        rested_s = time.monotonic() - self._rests_since_s
-        if rested_s >= (REST_S if self._expects_more() else REST_S_MAX):
-            return False
-        with contextlib.suppress(queue.Empty):
-            self._commands.get(timeout=REST_S)(consumer)
-        consumer.poll(0)
-        return True
 
     def _wait_for_go(self, consumer: Consumer) -> None:
         """On the commands, for a poll cannot be woken; callbacks are served between."""
@@ -407,7 +341,6 @@ class Tail:
         Pauses do not survive an assignment in librdkafka, so they are made again.
         """
         self._assigned = True
-        self._next = {p: self._position(p) if o >= 0 else o for p, o in self._next.items()}
         consumer.assign([TopicPartition(p.topic, p.partition, o) for p, o in self._next.items()])
         quiet = self._partitions(lambda p: self._held or p.topic in self._paused)
         if quiet:
@@ -453,9 +386,6 @@ class Tail:
         log.warning("%s: %s", self._name, error)
 
     def _hand_over(self, batch: list[KafkaRecord]) -> None:
-        if self._skipped:
-            known = self._skipped
-            batch = [r for r in batch if r.offset >= known.get(Partition(r.topic, r.partition), 0)]
         if not batch:
             return
         for record in batch:

@@ -14,8 +14,6 @@ from idl.ledger import LedgerEntry
 TIMEOUT_MS = 40
 """After this an append that is late or lost is reported as failed."""
 LATE_MS_MAX = 2_500
-ACKNOWLEDGED_MS_MAX = 8
-"""As late as the slowest reader's poll."""
 
 
 class Kafka:
@@ -26,7 +24,6 @@ class Kafka:
     ) -> None:
         self._world = world
         self._dice = world.dice("kafka")
-        self._ack_dice = world.dice("kafka/acknowledgements")
         self._landed, self._news = landed, news
         self.ledger: list[bytes] = []
         self.records: dict[tuple[str, int], list[object]] = {}
@@ -35,16 +32,10 @@ class Kafka:
         """Chances, 0 in calm times."""
 
     def append(
-        self,
-        entry: LedgerEntry,
-        failed: Callable[[], None],
-        appended: Callable[[int], None],
-        *,
-        reached: bool = True,
+        self, entry: LedgerEntry, failed: Callable[[], None], *, reached: bool = True
     ) -> None:
-        """To the ledger. `appended` is told the offset, `failed` is called where the producer
-        gives up; it may land all the same, before or after. Not `reached`: the appending process
-        is cut off from it."""
+        """To the ledger. `failed` is called where the producer gives up; it may land all the
+        same, before or after. Not `reached`: the appending process is cut off from it."""
         dice, value = self._dice, encode(entry)
         if self.available and not reached:
             self._world.count("log", "append_cut_off")
@@ -74,18 +65,13 @@ class Kafka:
                 self._world.after(delay, lambda: self._land(value))
             self._world.after(TIMEOUT_MS, failed)
         else:
-            self._world.after(delay, lambda: self._land(value, appended))
+            self._world.after(delay, lambda: self._land(value))
 
-    def _land(self, value: bytes, appended: Callable[[int], None] | None = None) -> None:
-        offset = len(self.ledger)
+    def _land(self, value: bytes) -> None:
         self.ledger.append(value)
         self._world.story.absorb(self._world.now, value)
-        self._landed(offset, value)
+        self._landed(len(self.ledger) - 1, value)
         self._news()
-        if appended is not None:  # sooner or later than a reader finds it
-            self._world.count("log", "append_acknowledged")
-            delay = self._ack_dice.randint(0, ACKNOWLEDGED_MS_MAX)
-            self._world.after(delay, lambda: appended(offset))
 
     def next_source(self, topic: str, partition: int) -> SourceRef:
         """Where the next record of this partition will lie."""

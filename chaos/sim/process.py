@@ -317,8 +317,7 @@ class SimCoordinator:
                 cluster.checker.appending(self, entry)
                 reached = self.name not in cluster.cut_off
                 failed = partial(self.guard, partial(self.not_appended, entry))
-                appended = partial(self.acknowledged, entry)
-                cluster.kafka.append(entry, failed, appended, reached=reached)
+                cluster.kafka.append(entry, failed, reached=reached)
                 self.faint()
             case e.OpenIntake(positions=positions):
                 self.intake, self.paused = effect, set()
@@ -352,21 +351,6 @@ class SimCoordinator:
                 self.elect(e.KafkaShown(stalled=stalled))
             case e.PublishQueueState():
                 pass
-
-    def acknowledged(self, entry: LedgerEntry, offset: int) -> None:
-        """The broker's acknowledgement, which does not reach a process cut off from it."""
-        if self.name not in self.cluster.cut_off:
-            self.guard(partial(self.appended, entry, offset))
-
-    def appended(self, entry: LedgerEntry, offset: int) -> None:
-        """The producer says where it is."""
-        before = self.core.state.next_offset
-        self.decide(e.Appended(term=entry.term, seq=entry.seq, offset=offset))
-        if self.core.state.next_offset != before:
-            self.world.count("log", "applied_by_acknowledgement")
-            self.read_to = self.core.state.next_offset
-            self.cluster.checker.compare(self.name, self.core.state, offset)
-            self.advanced()
 
     def not_appended(self, entry: LedgerEntry) -> None:
         """The producer gave up."""

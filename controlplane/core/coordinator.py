@@ -30,7 +30,6 @@ from controlplane.core.divergence import DigestWatch
 from controlplane.core.events import (
     AdoptMembers,
     Append,
-    Appended,
     AppendFailed,
     BacklogMeasured,
     CloseIntake,
@@ -97,12 +96,10 @@ class Role(StrEnum):
 class _Flight:
     """The one entry on its way to the ledger."""
 
-    __slots__ = ("entry", "landed", "retry_at_ms", "retry_ms", "since_ms")
+    __slots__ = ("entry", "retry_at_ms", "retry_ms", "since_ms")
 
     def __init__(self, entry: LedgerEntry, now_ms: int) -> None:
         self.entry = entry
-        self.landed = False
-        """The ledger has it, somewhere behind what was read."""
         self.since_ms = now_ms
         self.retry_ms = APPEND_RETRY_MS
         self.retry_at_ms: int | None = None
@@ -184,12 +181,6 @@ class Coordinator:
         out, self._out = tuple(self._out), []
         return out
 
-    @property
-    def must_read(self) -> bool:
-        """Only reading the ledger gets this process on: what others wrote stands before its own."""
-        starting = self.role is Role.STARTING
-        return starting or (self._flight is not None and self._flight.landed)
-
     def next_wakeup_ms(self, now_ms: int) -> int | None:
         """Epoch ms at which a `Tick` is due; None: only events matter (standby)."""
         if self.role is Role.STANDBY:
@@ -222,8 +213,8 @@ class Coordinator:
         match event:
             case LedgerRead():
                 self._read_back(event, now_ms)
-            case Appended() | AppendFailed():
-                self._take_outcome(event, now_ms)
+            case AppendFailed():
+                self._append_failed(event, now_ms)
             case RoleWon():
                 self._role_won(event, now_ms)
             case RoleLost():
@@ -349,21 +340,16 @@ class Coordinator:
         self._pace.appended(len(decisions), now_ms)
         self._out.append(Append(entry=entry))
 
-    def _take_outcome(self, told: Appended | AppendFailed, now_ms: int) -> None:
-        """What the producer says about the entry in flight."""
+    def _append_failed(self, failed: AppendFailed, now_ms: int) -> None:
         flight = self._flight
-        if flight is None or (told.term, told.seq) != (flight.entry.term, flight.entry.seq):
+        if flight is None or (failed.term, failed.seq) != (flight.entry.term, flight.entry.seq):
             return  # read back meanwhile, or of a role long gone
-        if isinstance(told, Appended):
-            flight.landed = True
-            if told.offset == self.state.next_offset:  # nothing unread is before it: ADR 0015
-                self._read_back(LedgerRead(offset=told.offset, entry=flight.entry), now_ms)
-        elif told.retryable:
-            flight.retry_at_ms = now_ms + flight.retry_ms
-            flight.retry_ms = min(flight.retry_ms * 2, APPEND_RETRY_MS_MAX)
-            self._show_kafka(stalled=True, reason=told.reason)
-        else:
-            self._resign(f"the ledger refuses our records: {told.reason}")
+        if not failed.retryable:
+            self._resign(f"the ledger refuses our records: {failed.reason}")
+            return
+        flight.retry_at_ms = now_ms + flight.retry_ms
+        flight.retry_ms = min(flight.retry_ms * 2, APPEND_RETRY_MS_MAX)
+        self._show_kafka(stalled=True, reason=failed.reason)
 
     def _mind_the_flight(self, now_ms: int) -> None:
         flight = self._flight
@@ -392,8 +378,6 @@ class Coordinator:
 
     def _read_back(self, read: LedgerRead, now_ms: int) -> None:
         entry, state = read.entry, self.state
-        if read.offset < state.next_offset:
-            return  # told as `Appended`
         version = state.members_version
         verdict = state.apply(read.offset, entry)
         if state.members_version > version:

@@ -186,23 +186,10 @@ class RoleLost(_Fact, frozen=True, kw_only=True):
 
 
 class LedgerRead(_Fact, frozen=True, kw_only=True):
-    """The next ledger record, in offset order, standby or leader alike. None may be skipped; one
-    that `Appended` told before may come again."""
+    """The next ledger record, in offset order, standby or leader alike. None may be skipped."""
 
     offset: int
     entry: LedgerEntry
-
-
-class Appended(_Fact, frozen=True, kw_only=True):
-    """All in-sync replicas have entry `seq` of `term`, at `offset` (-1: the broker did not say).
-
-    Where `offset` follows what was read so far this *is* its reading back (ADR 0015); else what
-    others wrote before it is still to be read, and the entry with it.
-    """
-
-    term: int
-    seq: int
-    offset: int
 
 
 class AppendFailed(_Fact, frozen=True, kw_only=True):
@@ -324,9 +311,9 @@ class VotersHeard(_Fact, frozen=True, kw_only=True):
 
 
 CoordinatorEvent = (
-    Tick | RoleWon | RoleLost | LedgerRead | Appended | AppendFailed | SubmissionsRead
-    | ResultsRead | CommandsRead | NodeReported | StatusReported | DeadLetterWritten
-    | BacklogMeasured | LedgerStalled | StateClaimed | VotersHeard
+    Tick | RoleWon | RoleLost | LedgerRead | AppendFailed | SubmissionsRead | ResultsRead
+    | CommandsRead | NodeReported | StatusReported | DeadLetterWritten | BacklogMeasured
+    | LedgerStalled | StateClaimed | VotersHeard
 )  # fmt: skip
 
 # --- Coordinator: effects -------------------------------------------------------------------
@@ -335,9 +322,8 @@ CoordinatorEvent = (
 class Append(_Fact, frozen=True, kw_only=True):
     """Append to the pool's ledger (acks=all). Never more than one is wanted at a time.
 
-    The entry comes back as `LedgerRead`, sooner as `Appended` where the driver can say where it
-    is. The same entry may be ordered again after `AppendFailed`; a double append is void by its
-    `seq`.
+    Success needs no event: the entry comes back as `LedgerRead`. The same entry may be ordered
+    again after `AppendFailed`; a double append is void by its `seq`.
     """
 
     entry: LedgerEntry
