@@ -1,5 +1,5 @@
 # ruff: noqa: PTH120
-# pathlib would add a third to the memory of the launcher.
+# pathlib would add a third to the launcher's memory.
 """The second list of init: what follows from the job. And what its failures mean.
 
 Init receives it by its control socket, when nothing is left to give up. It begins with the last

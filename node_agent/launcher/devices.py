@@ -1,5 +1,5 @@
 # ruff: noqa: PTH116
-# pathlib would add a third to the memory that every job's fork copies.
+# pathlib would add a third to the launcher's memory.
 """Which devices the tasks of a cgroup may open: an eBPF program on v2, lists on v1.
 
 The second wall behind a /dev that shows only what a job was given: even a node that should not

@@ -1,5 +1,5 @@
 # ruff: noqa: PTH102, PTH106, PTH108, PTH112, PTH211
-# pathlib would add a third to the memory that every job's fork copies.
+# pathlib would add a third to the launcher's memory.
 """Roots of jobs that have an image: directories of the operator, or unpacked below the state
 directory.
 

@@ -1,5 +1,5 @@
 # ruff: noqa: PTH110, PTH116, PTH123
-# pathlib would add a third to the memory that every job's fork copies.
+# pathlib would add a third to the launcher's memory.
 """What a job may use, written into its cgroup files: v2 where v2 holds the controller, else v1.
 
 Pure but for the writing: which file gets which text is a function of the limits (`v2_files`,

@@ -1,5 +1,5 @@
 # ruff: noqa: PTH123
-# pathlib would add a third to the memory that every job's fork copies.
+# pathlib would add a third to the launcher's memory.
 """What a sandbox says about itself from the inside: run once at start, in place of a job.
 
 Limits are probed, not assumed: RLIMIT_NPROC inside a user namespace, for example, only holds on

@@ -1,5 +1,5 @@
 # ruff: noqa: PTH103, PTH106, PTH108, PTH110, PTH112, PTH113, PTH114, PTH115, PTH116, PTH120, PTH123, PTH202, PTH211
-# pathlib would add a third to the memory that every job's fork copies.
+# pathlib would add a third to the launcher's memory.
 """The read-only root that every job starts from.
 
 Built once, by the launcher, in its own mount namespace: an empty tmpfs into which only the visible

@@ -1,5 +1,5 @@
 # ruff: noqa: PTH123
-# pathlib would add a third to the memory that every job's fork copies.
+# pathlib would add a third to the launcher's memory.
 """Turns a plain process into the launcher: namespaces, read-only root, an empty network.
 
 With root the launcher only leaves the host's mount namespace. Without, it first enters a user

@@ -1,5 +1,5 @@
 # ruff: noqa: PTH123
-# pathlib would add a third to the memory that every job's fork copies.
+# pathlib would add a third to the launcher's memory.
 """What a job used, read from its cgroup files when it has ended.
 
 v2 counts more than v1: pressure (PSI) and memory events exist there alone. What this kernel does

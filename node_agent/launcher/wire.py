@@ -1,7 +1,7 @@
 """JSON by the C half of the standard library's ``json`` package, without the package.
 
-Importing ``json`` brings in ``re`` and ``enum``, which would be a fifth of the memory that every
-job's fork copies.
+Importing ``json`` brings in ``re`` and ``enum``, which would be a fifth of the launcher's
+memory.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ _CODE_ROOT = str(Path(__file__).resolve().parents[2])
 # By this variable `outrider down` finds what belongs to a local cluster: also an orphaned launcher.
 _ENV_KEPT = ("OUTRIDER_LOCAL_PROCESS",)
 
-# Symbols bound at once are bound once, not again in the copy of the launcher that every job is.
+# Symbols bound at once are bound once, not again in every fork of the OCI launcher.
 _ENV = {"LC_ALL": "C.UTF-8", "LD_BIND_NOW": "1"}
 
 Receive = Callable[[bytes, list[int]], None]

@@ -22,7 +22,7 @@ MIB = 1024 * KIB
 COMMAND_BYTES_MAX = 96 * KIB
 # The kernel rejects CPU quotas under 1 ms per 100 ms period (cgroup-v2: cpu.max).
 CPU_MILLIS_MIN = 10
-# Room for the init process (a copy of the launcher) and the job's first pages.
+# Room for the init process and the job's first pages.
 MEMORY_BYTES_MIN = 8 * MIB
 # A job that ignores SIGTERM may hold its resources no longer than this after being told to stop.
 GRACE_MS_MAX = 600_000

@@ -40,7 +40,7 @@ def test_what_json_has_no_form_for_is_refused() -> None:
 
 
 def test_the_launcher_stays_small() -> None:
-    """Every module that it imports is copied by every fork."""
+    """Every module that it imports is memory of every node, and code that runs with privileges."""
     program = "import sys; sys.path.insert(0, sys.argv[1]); import node_agent.launcher.main; "
     program += "print(*sorted(sys.modules))"
     command = [sys.executable, "-I", "-S", "-c", program, _REPO]
