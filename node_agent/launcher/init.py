@@ -259,6 +259,7 @@ class _SetUp:
     def _restrict(self) -> None:
         to, shared = self._to, self._shared
         to.step = "rlimits"
+        to.call("umask", 0o022)
         for kind, value in _SAME_FOR_ALL.items():
             limit(to, kind, lower(kind, value))
         to.step = "restrict"

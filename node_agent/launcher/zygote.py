@@ -120,10 +120,10 @@ class Inits:
                 os.waitpid(pid, 0)
         try:
             return *_ask(self._zygote, content, fds), first
-        except (BrokenPipeError, ConnectionResetError, EOFError) as error:
+        except (BrokenPipeError, ConnectionResetError):  # killed: nothing of ours is in it
             self.close()
             self._zygote, self._pid = self._spawn(self._become)
-            raise OSError(errno.EPIPE, "the zygote ended; there is a new one") from error
+            return *_ask(self._zygote, content, fds), first
 
     def close(self) -> None:
         """The zygote ends, and is waited for."""
@@ -181,12 +181,12 @@ def _away(fd: int) -> int:
 
 
 def _ask(zygote: socket, content: bytes, fds: list[int]) -> tuple[int, int]:
-    """pid and pidfd. Raises OSError: what clone3 said; EOFError: the zygote is gone."""
+    """pid and pidfd. Raises OSError: what clone3 said; BrokenPipeError: the zygote is gone."""
     packed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
     zygote.sendmsg([content], [(SOL_SOCKET, SCM_RIGHTS, packed)], MSG_NOSIGNAL)
     data, ancillary, _, _ = zygote.recvmsg(8, CMSG_LEN(4), MSG_CMSG_CLOEXEC)
     if len(data) < 8:
-        raise EOFError
+        raise BrokenPipeError(errno.EPIPE, "the zygote ended")
     pid = int.from_bytes(data, sys.byteorder, signed=True)
     if pid < 0:
         raise OSError(-pid, f"clone3: {os.strerror(-pid)}")

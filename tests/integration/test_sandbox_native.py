@@ -23,7 +23,7 @@ from node_agent.sandbox.plan import (
 )
 from node_agent.sandbox.settings import SandboxSettings
 from tests.attacks.runner import leftovers
-from tests.integration.sandboxes import started_or_skip
+from tests.integration.sandboxes import started_or_skip, zygote
 
 INSTANCE = f"test-{os.getpid()}"
 
@@ -260,6 +260,29 @@ async def test_a_launcher_killed_while_it_sets_jobs_up_leaves_nothing() -> None:
         pytest.skip(f"no sandbox on this machine: {error}")
     await last.close()
     assert leftovers(instance) == []
+
+
+async def test_a_killed_zygote_costs_no_job(sandbox: NativeSandbox) -> None:
+    """It holds nothing: the launcher makes another and asks again. Jobs that run, run on."""
+    running = asyncio.create_task(sandbox.run(job(sandbox, "old", "sleep 1; exit 3"), b""))
+    await asyncio.sleep(0.3)
+    os.kill(zygote(sandbox), signal.SIGKILL)
+    after = [sandbox.run(job(sandbox, f"new{n}", "exit 4"), b"") for n in range(3)]
+    assert [outcome.exit_code for outcome in await asyncio.gather(*after)] == [4, 4, 4]
+    assert (await running).exit_code == 3
+
+
+async def test_the_umask_of_a_job_is_not_the_agents() -> None:
+    before = os.umask(0o077)
+    try:
+        sandbox = await started_or_skip(SandboxSettings(instance=INSTANCE))
+    finally:
+        os.umask(before)
+    output: list[bytes] = []
+    plan = job(sandbox, "umask", "umask")
+    await sandbox.run(plan, b"", lambda _stream, data: output.append(data))
+    await sandbox.close()
+    assert b"".join(output).strip() == b"0022"
 
 
 async def test_close_with_running_jobs_ends_them(sandbox: NativeSandbox) -> None:

@@ -15,6 +15,7 @@ from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import MIB, SandboxPlan, SandboxUnavailable
 from node_agent.sandbox.settings import SandboxSettings
 from tests.attacks.runner import leftovers
+from tests.integration.sandboxes import inits
 
 INSTANCE = f"prepared-{os.getpid()}"
 PREPARED = 3
@@ -40,27 +41,12 @@ def plan(sandbox: NativeSandbox, key: str, script: str, **fields: Any) -> Sandbo
     return SandboxPlan(key=key, **(defaults | fields))
 
 
-def waiting(sandbox: NativeSandbox) -> list[int]:
-    pid = sandbox.launcher_pid
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split() if in_a_namespace(int(word))]
-
-
-def in_a_namespace(pid: int) -> bool:
-    """An init; the zygote, its sibling, is in the launcher's own pid namespace."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False  # just ended
-    return len(text.partition("NSpid:")[2].splitlines()[0].split()) > 1
-
-
 async def until_waiting(sandbox: NativeSandbox, count: int) -> list[int]:
     deadline = time.monotonic() + WAIT_S
-    while len(waiting(sandbox)) != count:
-        assert time.monotonic() < deadline, f"{len(waiting(sandbox))} wait, not {count}"
+    while len(inits(sandbox)) != count:
+        assert time.monotonic() < deadline, f"{len(inits(sandbox))} wait, not {count}"
         await asyncio.sleep(0.01)
-    return waiting(sandbox)
+    return inits(sandbox)
 
 
 async def test_each_serves_one_job_with_the_jobs_own_limits() -> None:
@@ -78,7 +64,7 @@ async def test_each_serves_one_job_with_the_jobs_own_limits() -> None:
         text = b"".join(seen).decode()
         assert text == f"/tmp: x  /work: {files}\nin", text
         seen.clear()
-    assert not ahead & set(waiting(sandbox)), "one was used twice"
+    assert not ahead & set(inits(sandbox)), "one was used twice"
     await sandbox.close()
     assert leftovers(INSTANCE) == []
 
