@@ -222,9 +222,9 @@ class Bus:
     def _tell_incompatible(self, what: str, topic: str, status: Any) -> None:
         if not status.total_count_change:
             return
-        self.incompatible_qos += status.total_count_change
         log.error(
             "a %s of this topic does not match ours; is another version running?",
             what,
             extra={"topic": topic, "policy": status.last_policy_id},
         )
+        self.incompatible_qos += status.total_count_change  # after the line that explains it
