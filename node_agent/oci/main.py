@@ -201,6 +201,11 @@ class OciLauncher(Launcher):
             self._by_fd[job.pidfd] = (job, "exit")
             self._poll.register(job.pidfd, select.EPOLLIN)
 
+    def _release(self, job: Job) -> None:
+        """A number that stays watched is the next job's, whose end would never be seen."""
+        self._follow(job)
+        super()._release(job)
+
     def _on_exit(self, job: Job) -> None:
         announced = job.started
         ended = job.reap()
@@ -213,7 +218,6 @@ class OciLauncher(Launcher):
             self._prepared.ended(job)
             self._release(job)
             return
-        self._follow(job)
         self._conclude(job, ended)
 
     def _on_ready(self, fd: int) -> None:
