@@ -17,6 +17,9 @@ from idl.errors import PlatformFaultError
 START_ATTEMPTS: Final = 3
 """Another process may take the port between our choosing it and Tansu's listening on it."""
 EXECUTABLE: Final = 0o755
+_ENVIRONMENT: Final = {"TOKIO_WORKER_THREADS": "1"}
+"""The binary is linked with musl, whose allocator is one lock: several threads of it spend their
+time waiting for each other, and everybody's processors (ADR 0002)."""
 
 
 def tansu_binary() -> Path:
@@ -68,6 +71,9 @@ class EmbeddedBroker(LocalBroker):
                     raise
             else:
                 return
+
+    def _env(self, index: int) -> dict[str, str]:
+        return _ENVIRONMENT
 
     def _log_text(self) -> str:
         log = self.log_path(0)
