@@ -110,7 +110,8 @@ class Launcher:
     def run(self) -> None:
         """Until told to close, or nobody is left to serve; then until nothing is left."""
         while not self._closing or self._jobs or self._prepared.alive:
-            for fd, event in self._poll.poll(self._timeout_s()):
+            events = self._poll.poll(self._timeout_s())
+            for fd, event in events:
                 self._on_event(fd, event)
             now = time.monotonic()
             for job in list(self._jobs.values()):
@@ -119,13 +120,15 @@ class Launcher:
                         job.looks.output = True
                     job.on_time(now)
             self._dying = [left for left in self._dying if not left.remove()]
-            if self._doors.agent is not None and not self._closing:
+            if not events:  # jobs first: what is made ahead can wait
                 self._prepare()
             if now >= self._orphan_ends_at and not self._closing:
                 self._shut_down(f"no agent came for {self._orphan_grace_s:g} s")
         self._remove_all()
 
     def _timeout_s(self) -> float:
+        if self._to_prepare() is not None:
+            return 0
         waits = [_REMOVE_AGAIN_S] if self._dying else []
         soonest = min((job.next_deadline() for job in self._jobs.values()), default=_NEVER)
         if not self._closing:
@@ -359,10 +362,14 @@ class Launcher:
         self._free_slots.pop()
         return job
 
+    def _to_prepare(self) -> Shape | None:
+        """Of which shape to make a sandbox once there is nothing else to do."""
+        return None if self._doors.agent is None or self._closing else self._prepared.missing()
+
     def _prepare(self) -> None:
-        """A sandbox for a job that will come, judging by those that came. One at a time, between
-        events: that it is ready is the next one."""
-        missing = self._prepared.missing()
+        """A sandbox for a job that will come, judging by those that came. One at a time: there may
+        be something to do again."""
+        missing = self._to_prepare()
         if missing is not None:
             try:
                 self._prepared.waiting.append(self._fork(missing))
@@ -414,9 +421,9 @@ class Launcher:
         if result_fd >= 0 and self._doors.agent is None:
             result_fd = detached(result_fd, job.result_bytes_max)
         work_fd = os.dup(job.work_fd) if job.collects and job.work_fd >= 0 else -1
-        self._release(job)
         del self._jobs[job.key]
         self._end(job.key, outcome, (result_fd, work_fd))
+        self._release(job)  # nobody waits for it
 
     def _release(self, job: Job) -> None:
         control = -1 if job.control is None else job.control.fileno()

@@ -178,7 +178,7 @@ class OciLauncher(Launcher):
             raise
         return OciJob(shape, self._free_slots.pop(), cgroup, name)
 
-    def _prepare(self) -> None:
+    def _to_prepare(self) -> None:
         """Nothing is made ahead: the runtime's part cannot be, and it is the larger one."""
 
     def _launch(self, spec: JobSpec, stdio: list[int]) -> Job:
