@@ -404,15 +404,18 @@ class Launcher:
     def _on_exit(self, job: Job) -> None:
         announced = job.started
         ended = job.reap()
+        if job.started and not announced and job.key:
+            self._announce(job)
         if ended is None:
-            return
-        if not job.key:
+            self._follow(job)
+        elif job.key:
+            self._conclude(job, ended)
+        else:
             self._prepared.ended(job)
             self._release(job)
-            return
-        if job.started and not announced:
-            self._announce(job)
-        self._conclude(job, ended)
+
+    def _follow(self, job: Job) -> None:
+        """Watch what the job now consists of: here its init, from beginning to end."""
 
     def _conclude(self, job: Job, ended: int) -> None:
         """Its end is told, its result taken, its place freed."""

@@ -206,20 +206,6 @@ class OciLauncher(Launcher):
         self._follow(job)
         super()._release(job)
 
-    def _on_exit(self, job: Job) -> None:
-        announced = job.started
-        ended = job.reap()
-        if job.started and not announced and job.key:
-            self._announce(job)
-        if ended is None:
-            self._follow(job)
-            return
-        if not job.key:
-            self._prepared.ended(job)
-            self._release(job)
-            return
-        self._conclude(job, ended)
-
     def _on_ready(self, fd: int) -> None:
         children = self._env.shared.children
         if fd == children.signal_fd:
