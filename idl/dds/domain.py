@@ -17,6 +17,16 @@ UNICAST_META_OFFSET: Final = 10
 PARTICIPANTS_MAX: Final = 119
 """What fits between two domains' ports."""
 DOMAIN_MAX: Final = 230
+HEARTBEATS_COORDINATOR: Final = (
+    '<HeartbeatInterval min="2 ms" minsched="5 ms" max="1 s">10 ms</HeartbeatInterval>'
+)
+"""An election waits for what got lost, so a coordinator's writers ask soon whether all arrived."""
+HEARTBEATS_AGENT: Final = (
+    '<HeartbeatInterval min="5 ms" minsched="20 ms" max="1 s">100 ms</HeartbeatInterval>'
+)
+"""Cyclone's defaults, but for the maximum. One thread sends heartbeats first and waiting samples
+after them: where a thousand agents start at once, answering coordinators' pace it sends nothing
+else, and what they ask for again is never sent (docs/benchmarks.md, a thousand agents)."""
 
 
 def discovery_port(domain: int, index: int) -> int:
@@ -55,6 +65,7 @@ def domain_xml(settings: DdsSettings, targets: Iterable[str], own_port: int) -> 
     it). With `auto` an agent that starts first would take a coordinator's port on the same host.
     """
     index = "none" if own_port == 0 else str(participant_index(settings.domain, own_port))
+    heartbeats = HEARTBEATS_AGENT if own_port == 0 else HEARTBEATS_COORDINATOR
     peers = "".join(f'<Peer Address="{where}" PruneDelay="inf"/>' for where in sorted(targets))
     return f"""<CycloneDDS xmlns="https://cdds.io/config"><Domain Id="any">
 <General><Interfaces>{_interface(settings.interface)}</Interfaces>
@@ -64,6 +75,6 @@ def domain_xml(settings: DdsSettings, targets: Iterable[str], own_port: int) -> 
 <Peers AddLocalhost="false">{peers}</Peers>
 <LeaseDuration>{settings.lease_ms} ms</LeaseDuration><SPDPInterval>1s</SPDPInterval></Discovery>
 <Internal><SocketReceiveBufferSize min="default" max="4MB"/><NackDelay>5 ms</NackDelay>
-<HeartbeatInterval min="2 ms" minsched="5 ms" max="1 s">10 ms</HeartbeatInterval>
+{heartbeats}
 <Watermarks><WhcHigh>8MB</WhcHigh><WhcHighInit>8MB</WhcHighInit><WhcAdaptive>false</WhcAdaptive>
 </Watermarks></Internal></Domain></CycloneDDS>"""

@@ -88,6 +88,8 @@ def test_the_configuration_answers_the_traps() -> None:
     agent = ET.fromstring(domain_xml(settings, PeerAddresses().look_up(peers), 0))
     assert len(agent.findall(".//c:Peer", space)) == 2
     assert agent.findtext(".//c:ParticipantIndex", namespaces=space) == "none"
+    eager, patient = (r.findtext(".//c:HeartbeatInterval", namespaces=space) for r in (root, agent))
+    assert (eager, patient) == ("10 ms", "100 ms"), "a thousand agents ask a tenth as often"
 
 
 def test_a_name_that_does_not_resolve_is_our_error_not_an_abort() -> None:
