@@ -7,7 +7,7 @@ from idl import ledger as d
 from idl.control import BallotReply
 from idl.records import TransferLeader
 from tests.unit.core_builders import Hand, names, seen, spec
-from tests.unit.test_election_rules import TIMING, Net
+from tests.unit.election_net import TIMING, Net
 
 
 def led(size: int = 3) -> Net:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from controlplane.core import events as e
 from controlplane.core import silence
 from controlplane.core.silence import MEMORY_MS, STRETCH_MAX, ElectionTiming, Silence
-from tests.unit.test_election_rules import TIMING, Net
+from tests.unit.election_net import TIMING, Net
 
 CONFIGURED = TIMING.timeout_ms
 WATCHED_MS = 60_000
