@@ -51,6 +51,9 @@ class DdsTopic(msgspec.Struct, frozen=True):
     transient_local: bool = False
     depth: int = DEPTH_STREAM
     route: Route = "all"
+    gathered: bool = False
+    """Its samples may wait a few milliseconds for others (`idl.dds.bus`): a coordinator hears each
+    of a thousand nodes every second, and a message alone costs it several times one of many."""
 
     def principal(self, key: str, sender: str, *, own_keys: bool) -> Principal:
         """Whose signature a message of `sender` with this instance key must carry. `own_keys`:
@@ -113,9 +116,11 @@ BALLOT_REPLY: Final = DdsTopic(
 BEACON: Final = DdsTopic("outrider_beacon", Beacon, COORDINATORS, False, depth=8)
 INTENT: Final = DdsTopic("outrider_intent", Intent, None, True, route="shard")
 ATTEMPT_STATUS: Final = DdsTopic(
-    "outrider_attempt_status", AttemptStatus, None, True, route="addressee"
+    "outrider_attempt_status", AttemptStatus, None, True, route="addressee", gathered=True
 )
-NODE_REPORT: Final = DdsTopic("outrider_node_report", NodeReport, None, True, True, 1)
+NODE_REPORT: Final = DdsTopic(
+    "outrider_node_report", NodeReport, None, True, True, 1, gathered=True
+)
 QUEUE_STATE: Final = DdsTopic("outrider_queue_state", QueueState, COORDINATORS, True, True, 1)
 
 ALL: Final = (
