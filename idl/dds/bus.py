@@ -28,6 +28,7 @@ from cyclonedds.sub import DataReader, Subscriber
 from cyclonedds.topic import Topic
 from cyclonedds.util import duration
 
+from idl.dds.gathering import Gathering
 from idl.dds.topics import DdsTopic, partition_qos
 from idl.dds.types import Envelope, from_wire, to_wire
 from idl.envelope import Message
@@ -35,10 +36,6 @@ from idl.errors import PlatformFaultError
 
 TAKE_MAX: Final = 256
 """Samples per hop to the loop: amortises the hop, keeps one hop under a few ms."""
-
-GATHER_S: Final = 0.004
-"""After a sample of a gathered topic was taken, the next of such topics wait this long for others.
-Elections and intents never wait. More would be felt in the time from submission to start."""
 
 QOS_CHECK_S: Final = 1.0
 """How often mismatches are looked for; at least as often the reading thread wakes."""
@@ -53,8 +50,8 @@ process (tests, simulated nodes)."""
 
 log = logging.getLogger(__name__)
 
-_Read = tuple[str, DataReader[Envelope], ReadCondition]
-"""A topic's name, its reader, and what wakes the reading thread for it."""
+_Reader = tuple[str, DataReader[Envelope]]
+"""A topic's name and its reader."""
 
 
 def _refused(error: DDSException) -> PlatformFaultError:
@@ -189,26 +186,27 @@ class Bus:
         waitset = WaitSet(self._participant)
         waitset.attach(self._closing)
         mask = ViewState.Any | SampleState.NotRead | InstanceState.Any
-        prompt: list[_Read] = []
-        gathered: list[_Read] = []
+        prompt: list[_Reader] = []
+        gathered: list[_Reader] = []
+        conditions: list[ReadCondition] = []
         for topic, reader in self._readers.items():
             condition = ReadCondition(reader, mask)
-            waitset.attach(condition)
-            (gathered if topic.gathered else prompt).append((topic.name, reader, condition))
-        gathering_until = 0.0  # and until then their conditions wake nobody; 0: they do
+            if topic.gathered:
+                gathered.append((topic.name, reader))
+                conditions.append(condition)
+            else:
+                prompt.append((topic.name, reader))
+                waitset.attach(condition)
+        gathering = Gathering(waitset, conditions)
         while not self._closed:
-            left = gathering_until - time.monotonic() if gathering_until else QOS_CHECK_S
-            waitset.wait(duration(seconds=max(left, 0.0)))  # at once while anything is unread
+            wait_s = gathering.wait_s(time.monotonic(), QOS_CHECK_S)
+            waitset.wait(duration(seconds=wait_s))  # at once while anything is unread
             batch = self._take(prompt)
-            if time.monotonic() >= gathering_until:
+            now = time.monotonic()
+            if gathering.due(now):
                 more = self._take(gathered)
+                gathering.was_read(bool(more), now)
                 batch += more
-                for _, _, condition in gathered:
-                    if more and not gathering_until:
-                        waitset.detach(condition)
-                    elif gathering_until and not more:
-                        waitset.attach(condition)
-                gathering_until = time.monotonic() + GATHER_S if more else 0.0
             if batch:
                 loop.call_soon_threadsafe(self._hand_over, batch)
             self._watch_qos()
@@ -219,9 +217,9 @@ class Bus:
             self._deliver(batch)
 
     @staticmethod
-    def _take(readers: list[_Read]) -> list[Message]:
+    def _take(readers: list[_Reader]) -> list[Message]:
         batch: list[Message] = []
-        for name, reader, _ in readers:
+        for name, reader in readers:
             for sample in reader.take(N=TAKE_MAX):
                 if not isinstance(sample, InvalidSample):
                     batch.append(from_wire(name, sample))
