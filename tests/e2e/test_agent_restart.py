@@ -41,9 +41,17 @@ def launcher_of(cluster: Cluster, node: str) -> int:
     found = [
         process.pid
         for process in find_marked(f"{cluster.local.place.mark}{node}")
-        if b"node_agent.launcher" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        if b"node_agent.launcher" in command_line(process.pid)
     ]
     return min(found, default=0)  # inits of jobs are its copies, and younger
+
+
+def command_line(pid: int) -> bytes:
+    """Empty where the process has just ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def metric(cluster: Cluster, node: str, name: str) -> float:

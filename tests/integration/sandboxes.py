@@ -37,6 +37,6 @@ def _namespaces(pid: int) -> int:
     """How many pid namespaces show it; 0 where it just ended."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # reaped before the open, or the read
         return 0
     return len(text.partition("NSpid:")[2].splitlines()[0].split())
