@@ -52,6 +52,8 @@ _RUN_FDS_MAX = _RUN_FDS + _FEED_FDS + 1  # and the memory with its input files
 _BACKLOG = 4
 # A cgroup directory stays busy until the kernel has dropped its last task; look again this often.
 _REMOVE_AGAIN_S = 0.005
+# Nothing has happened for so long: a sandbox can be made ahead without delaying a short job.
+_QUIET_S = 0.002
 # The self-test is watched without the loop; how often to read its init's messages.
 _PROBE_LOOK_S = 0.002
 # The collector is off (it would touch every page in every child); exceptions still make cycles.
@@ -127,9 +129,13 @@ class Launcher:
         self._remove_all()
 
     def _timeout_s(self) -> float:
-        if self._to_prepare() is not None:
-            return 0
         waits = [_REMOVE_AGAIN_S] if self._dying else []
+        missing = self._to_prepare()
+        if missing is not None:
+            at_once = missing[1]
+            if at_once:
+                return 0
+            waits.append(_QUIET_S)
         soonest = min((job.next_deadline() for job in self._jobs.values()), default=_NEVER)
         if not self._closing:
             soonest = min(soonest, self._orphan_ends_at)
@@ -362,8 +368,9 @@ class Launcher:
         self._free_slots.pop()
         return job
 
-    def _to_prepare(self) -> Shape | None:
-        """Of which shape to make a sandbox once there is nothing else to do."""
+    def _to_prepare(self) -> tuple[Shape, bool] | None:
+        """Of which shape to make a sandbox once there is nothing else to do, and whether in the
+        next free moment or in a quiet one."""
         return None if self._doors.agent is None or self._closing else self._prepared.missing()
 
     def _prepare(self) -> None:
@@ -372,7 +379,7 @@ class Launcher:
         missing = self._to_prepare()
         if missing is not None:
             try:
-                self._prepared.waiting.append(self._fork(missing))
+                self._prepared.waiting.append(self._fork(missing[0]))
             except OSError:
                 self._prepared.forget()  # a job that finds none makes its own, or says why not
         for job in self._prepared.surplus():

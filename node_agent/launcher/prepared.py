@@ -3,6 +3,9 @@
 Making one takes the larger part of a short job's time, and nothing in it depends on the command. A
 prepared sandbox waits with all privileges gone, in cgroups with tight limits, for a job of exactly
 its shape; the job's own limits are written before its command is sent. Each serves one job.
+
+Making one beside a short job delays that job, so while enough wait they are made when nothing else
+has happened for a while, and only when they have become few, between any two events.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from node_agent.launcher.jobs import Job
 # the bet.
 _RECENT_MAX = 16
 _SEEN_MIN = 2
+# Few are left: this part of the share. Then they are made at once, until none is missing.
+_FEW = 4
 
 Facts = tuple[str, ...]
 
@@ -24,6 +29,7 @@ class Prepared:
     def __init__(self, size: int) -> None:
         self._size = size
         self._recent: list[Shape] = []
+        self._few = True
         self.waiting: list[Job] = []
         self.ending: list[Job] = []  # killed, or unfit for their job, and not reaped yet
 
@@ -43,8 +49,9 @@ class Prepared:
                 return job
         return None
 
-    def missing(self) -> Shape | None:
-        """The shape to prepare one sandbox of now, if any: the latest, until it has its share."""
+    def missing(self) -> tuple[Shape, bool] | None:
+        """The shape to prepare one sandbox of, if any: the latest, until it has its share. And
+        whether at once: few are left, or were and the share is not full again."""
         if not self._recent:
             return None
         latest = self._recent[-1]
@@ -53,7 +60,8 @@ class Prepared:
             return None
         share = -(-self._size * seen // len(self._recent))
         have = sum(job.shape.facts == latest.facts for job in self.waiting)
-        return latest if have < share else None
+        self._few = have < share if self._few else have * _FEW <= share
+        return (latest, self._few) if have < share else None
 
     def surplus(self) -> list[Job]:
         """The longest waiting ones beyond the size, to be killed."""

@@ -30,7 +30,7 @@ def fill(pool: Prepared) -> int:
     """As the launcher does, until nothing is missing; how many it made."""
     made = 0
     while (wanted := pool.missing()) is not None:
-        pool.waiting.append(cast("Job", FakeJob(wanted)))
+        pool.waiting.append(cast("Job", FakeJob(wanted[0])))
         made += 1
     return made
 
@@ -63,6 +63,27 @@ def test_two_shapes_share_the_room() -> None:
         fill(pool)
         assert len(pool.waiting) - len(pool.surplus()) <= 4
     assert found > 30
+
+
+def test_while_enough_wait_there_is_no_hurry_and_few_are_filled_up_at_once() -> None:
+    pool = Prepared(8)
+    hurried = []
+    for _ in range(2):
+        pool.take(shape())
+    fill(pool)
+    for _ in range(6):
+        pool.take(shape())
+        wanted = pool.missing()
+        assert wanted is not None
+        hurried.append(wanted[1])
+    assert hurried == [False] * 5 + [True], "two of eight are few"
+    pool.waiting.append(cast("Job", FakeJob(shape())))
+    wanted = pool.missing()
+    assert wanted is not None and wanted[1], "until all are there again"
+    fill(pool)
+    pool.take(shape())
+    wanted = pool.missing()
+    assert wanted is not None and not wanted[1]
 
 
 def test_size_zero_prepares_nothing() -> None:
