@@ -3,9 +3,9 @@
 All variants run in one process and in turn, a few at a time, so that a noisy machine is noisy for
 all of them. `posix_spawn` is the floor: no isolation. What each variant isolates is in the table;
 no two tools can do exactly the same, and where one does less it says so. CPU is that of all
-processes of the variant (launcher, init, job, the tool itself; `agent` is our asyncio side, which
-the others' bare waitpid loop has no equal of), not the kernel's workers, which `machine` includes,
-as it does whatever else runs here.
+processes of the variant (launcher, init, job, the tool itself; `agent` is our asyncio side, on
+uvloop as in the agent, which the others' bare waitpid loop has no equal of), not the kernel's
+workers, which `machine` includes, as it does whatever else runs here.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -121,7 +122,7 @@ class Native(Variant):
 
     def __init__(self, name: str, sandbox: NativeSandbox) -> None:
         held = sandbox.enforcement
-        cgroups = f"; cgroup {held.cgroup}: memory pids cpu" if held.mode == "root" else ""
+        cgroups = f"; cgroup {held.cgroup}: memory pids cpu" if held.cgroup != "none" else ""
         super().__init__(name, _NATIVE_ISOLATES + cgroups, [])
         self._sandbox = sandbox
 
@@ -425,7 +426,7 @@ def main(argv: list[str] | None = None) -> int:
             stat.S_IRWXU | stat.S_IXGRP | stat.S_IXOTH
         )  # an OCI container's root is not us
         say = Console(stderr=True)
-        found = asyncio.run(measure(folder, options.rounds, options.runs, say))
+        found = uvloop.run(measure(folder, options.rounds, options.runs, say))
     if options.json:
         print(msgspec.json.encode(found).decode())
     else:

@@ -15,6 +15,8 @@ READY, STARTED, ENDED, FAILED, NOT_EXECUTED = b"R", b"S", b"E", b"F", b"X"
 # Where to look for the job's program: each is a try, and a word of the answer.
 CANDIDATES_MAX = 100
 MESSAGE_BYTES_MAX = 8 * (CANDIDATES_MAX + 1)
+# The job's end: letter, wait status, and the struct rusage (getrusage(2)) up to ru_maxrss.
+ENDED_WORDS = 7
 # The first list: 14 KiB, and half a KiB for each device.
 SET_UP_BYTES_MAX = 1 << 17
 # The second list; the agent's plan check keeps commands well below (COMMAND_BYTES_MAX).
@@ -40,12 +42,12 @@ class Board:
         self.base = base
         self.pid, self.sink, self.inside, self.pidfd = base, base + 8, base + 16, base + 24
         self.started, self.tried = base + 32, base + 40
-        self.ended, self.status = base + 48, base + 56
         self.failed, self.fault = base + 64, base + 72
         self.signals = base + 96
         self.not_executed, self.results = base + 128, base + 136
-        self.ready, self.command = base + 1024, base + 1280
-        self.request, self.answer = base + 1536, base + 1792
+        self.ready, self.command = base + 1024, base + 1184
+        self.request, self.answer = base + 1344, base + 1504
+        self.ended, self.status, self.usage = base + 1664, base + 1672, base + 1680
         self.loop = base + 2048
         self.born = self.stillborn = 0  # records of the loop: after clone3
         self.set_up = base + _LISTS_AT

@@ -10,8 +10,9 @@ The first list, this one, follows from the ``Shape`` of a sandbox alone, so sand
 of their jobs. When init says ready, nothing is left to give up: it has the job's uid, no
 capabilities, and the job's Landlock domain and seccomp filter, which the job inherits. The second
 (``command.py``) follows from the job; init receives it by the control socket, starts the job, reaps
-orphans and reports the job's wait status. When init ends, the kernel kills every process of the
-namespace (pid_namespaces(7)), so nothing can outlive the job.
+orphans, and when the job ends it kills and reaps whatever it left and reports the job's wait
+status. When init ends, however that is, the kernel kills every process of the namespace
+(pid_namespaces(7)), so nothing can outlive the job.
 
 Any failure before exec is reported by its record and ends init: never a job half inside.
 """
@@ -25,6 +26,7 @@ import struct
 from node_agent.launcher import kernel, rootfs
 from node_agent.launcher.board import (
     CONTROL,
+    ENDED_WORDS,
     GIVEN,
     LANDLOCK,
     MESSAGE_BYTES_MAX,
@@ -51,6 +53,7 @@ _CLONE_ARGS_BYTES = 88
 _EXIT_SETUP_FAILED = 125
 _MSG_NOSIGNAL, _MSG_CMSG_CLOEXEC = 0x4000, 0x40000000
 _MPOL_BIND = 2
+_RUSAGE_CHILDREN = -1
 _AT_FDCWD = kernel.AT_FDCWD
 _SAME_FOR_ALL = {
     resource.RLIMIT_CORE: 0,
@@ -314,7 +317,8 @@ class _SetUp:
             to.call("dup3", fd, number, otherwise="execute" if fd == STDIO[-1] else "")
 
     def _supervise(self) -> None:
-        """Report that the job runs, then reap until the job itself ends."""
+        """Report that the job runs, reap until the job itself ends, and kill what it left: its end
+        is told when nobody else lives."""
         to, board = self._to, self._board
         to.step = "wait"
         no_hang = 1
@@ -328,8 +332,16 @@ class _SetUp:
                 if_equal="terminate", if_error="wait", otherwise="wait")  # fmt: skip
         to.label("terminate")
         to.call("kill", -1, signal.SIGTERM, if_error="wait", otherwise="wait")
-        to.label("ended")
-        to.call("sendto", CONTROL, board.ended, 16, _MSG_NOSIGNAL)
+        to.label("ended")  # wait4 says ECHILD once nobody else is in the namespace
+        to.call("wait4", -1, 0, no_hang, expected=0, if_equal="kill", if_error="empty",
+                otherwise="ended")  # fmt: skip
+        to.label("kill")
+        to.call("kill", -1, signal.SIGKILL)
+        to.label("reap")
+        to.call("wait4", -1, if_error="empty", otherwise="reap")
+        to.label("empty")
+        to.call("getrusage", _RUSAGE_CHILDREN, board.usage)
+        to.call("sendto", CONTROL, board.ended, 8 * ENDED_WORDS, _MSG_NOSIGNAL)
         to.call("exit_group", 0)
 
     def _say_failure(self) -> None:

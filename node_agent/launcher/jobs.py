@@ -138,7 +138,7 @@ class Job:
 
     # --- events -------------------------------------------------------------------------------
     def on_control(self) -> str:
-        """Read one message of init: ``started``, ``report``, ``empty`` or ``closed``."""
+        """Read one message of init: ``started``, ``ended``, ``report``, ``empty`` or ``closed``."""
         if self.control is None:
             return "closed"
         size = CMSG_LEN(4)
@@ -157,6 +157,8 @@ class Job:
             self._lists.clear()
             return "started"
         self._on_report(data)
+        if data[:1] == board.ENDED:
+            return "ended"
         return "report" if data else "closed"
 
     def _take_work_fd(self, fd: int) -> None:
@@ -174,8 +176,12 @@ class Job:
         if kind == board.READY:
             self.ready = True
             self._go()
-        elif kind == board.ENDED and len(words) == 1:
-            self.status = words[0]
+        elif kind == board.ENDED and len(words) == board.ENDED_WORDS - 1:
+            self.status, *times, rss_kib = words
+            self.ended_at = time.monotonic()
+            user_s, user_us, system_s, system_us = times
+            self.usage_cpu_us = (user_s + system_s) * 1_000_000 + user_us + system_us
+            self.usage_rss_bytes = rss_kib * 1024
         elif kind == board.FAILED and len(words) == 2 and self._lists:
             self._end_by(blame(self._lists, *words))
         elif kind == board.NOT_EXECUTED:
@@ -259,8 +265,12 @@ class Job:
 
     def kill_now(self) -> None:
         """SIGKILL to init, and thereby to its whole pid namespace; then to the cgroup."""
-        self._signal(signal.SIGKILL)
+        self.kill_init()
         self.cgroup.kill()
+
+    def kill_init(self) -> None:
+        """SIGKILL to init alone; the kernel does the rest when it ends."""
+        self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
         try:
@@ -278,11 +288,11 @@ class Job:
         if pid == 0 or not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
             return None
         self.ended_at = time.monotonic()
-        while self.on_control() in {"started", "report"}:
-            continue  # a short job's last words may still be in the socket
         # Fallbacks where no cgroup counts: all descendants that were waited for, and the largest.
         self.usage_cpu_us = int((used.ru_utime + used.ru_stime) * 1_000_000)
         self.usage_rss_bytes = used.ru_maxrss * 1024
+        while self.on_control() in {"started", "ended", "report"}:
+            continue  # a short job's last words may still be in the socket
         return status
 
     def outcome(self, init_status: int) -> dict[str, object]:

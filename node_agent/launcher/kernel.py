@@ -17,7 +17,8 @@ _MACHINE = os.uname().machine
 _NUMBERS = {
     "bpf": (321, 280), "capset": (126, 91), "chdir": (80, 49), "clone": (56, 220),
     "close": (3, 57), "dup3": (292, 24), "execve": (59, 221), "exit_group": (231, 94),
-    "fchmod": (91, 52), "fchmodat": (268, 53), "kill": (62, 129), "mkdirat": (258, 34),
+    "fchmod": (91, 52), "fchmodat": (268, 53), "getrusage": (98, 165), "kill": (62, 129),
+    "mkdirat": (258, 34),
     "mount": (165, 40), "openat": (257, 56), "pivot_root": (155, 41), "prctl": (157, 167),
     "prlimit64": (302, 261), "recvmsg": (47, 212), "rt_sigaction": (13, 134),
     "rt_sigprocmask": (14, 135), "rt_sigtimedwait": (128, 137), "sched_setaffinity": (203, 122),

@@ -56,6 +56,9 @@ _REMOVE_AGAIN_S = 0.005
 _QUIET_S = 0.002
 # The self-test is watched without the loop; how often to read its init's messages.
 _PROBE_LOOK_S = 0.002
+# A job's end is told when its init says that nobody else lives. Init itself takes longer to go, and
+# keeps its slot until then: at most so many at once, beyond which ends are told when it is gone.
+_LEAVING_MAX = 16
 # The collector is off (it would touch every page in every child); exceptions still make cycles.
 _COLLECT_EVERY_JOBS = 1000
 # On shutdown: how long cgroup directories may take before they are left to the next start's sweep.
@@ -121,7 +124,8 @@ class Launcher:
                     if job.looks.for_idleness and self._outputs[job.key].moved():
                         job.looks.output = True
                     job.on_time(now)
-            self._dying = [left for left in self._dying if not left.remove()]
+            if not self._prepared.unfinished:  # else the kernel might let us wait for its lock
+                self._dying = [left for left in self._dying if not left.remove()]
             if not events:  # jobs first: what is made ahead can wait
                 self._prepare()
             if now >= self._orphan_ends_at and not self._closing:
@@ -178,7 +182,9 @@ class Launcher:
             answer = job.on_control()
             if answer == "started":
                 self._announce(job)
-            if answer in {"started", "closed"}:  # what else init says is read when it has ended
+            elif answer == "ended":
+                self._on_empty(job)
+            elif answer == "closed":
                 self._forget_fd(fd)
         elif kind == "oom":
             job.on_oom(time.monotonic())
@@ -371,7 +377,9 @@ class Launcher:
     def _to_prepare(self) -> tuple[Shape, bool] | None:
         """Of which shape to make a sandbox once there is nothing else to do, and whether in the
         next free moment or in a quiet one."""
-        return None if self._doors.agent is None or self._closing else self._prepared.missing()
+        if self._doors.agent is None or self._closing or self._prepared.unfinished:
+            return None
+        return self._prepared.missing()
 
     def _prepare(self) -> None:
         """A sandbox for a job that will come, judging by those that came. One at a time: there may
@@ -408,6 +416,15 @@ class Launcher:
     def _announce(self, job: Job) -> None:
         self._send({"op": "started", "key": job.key})
 
+    def _on_empty(self, job: Job) -> None:
+        """Its init has reaped everybody else and is about to end."""
+        if job.status is None or not job.key or len(self._prepared.ending) >= _LEAVING_MAX:
+            return  # ill told, told before, or to be told when init is gone
+        self._conclude(job, 0)
+        job.key = ""
+        self._prepared.ending.append(job)
+        job.kill_init()  # not on its word alone
+
     def _on_exit(self, job: Job) -> None:
         announced = job.started
         ended = job.reap()
@@ -417,6 +434,7 @@ class Launcher:
             self._follow(job)
         elif job.key:
             self._conclude(job, ended)
+            self._release(job)  # nobody waits for it
         else:
             self._prepared.ended(job)
             self._release(job)
@@ -425,7 +443,7 @@ class Launcher:
         """Watch what the job now consists of: here its init, from beginning to end."""
 
     def _conclude(self, job: Job, ended: int) -> None:
-        """Its end is told, its result taken, its place freed."""
+        """Its end is told, its result taken."""
         outcome = job.outcome(ended)
         result_fd, outcome["result_refused"] = job.open_result()
         if result_fd >= 0 and self._doors.agent is None:
@@ -433,15 +451,13 @@ class Launcher:
         work_fd = os.dup(job.work_fd) if job.collects and job.work_fd >= 0 else -1
         del self._jobs[job.key]
         self._end(job.key, outcome, (result_fd, work_fd))
-        self._release(job)  # nobody waits for it
 
     def _release(self, job: Job) -> None:
         control = -1 if job.control is None else job.control.fileno()
         for fd in (job.pidfd, job.cgroup.oom_event_fd, control):
             self._forget_fd(fd)
         job.close()
-        if not job.remains.remove():
-            self._dying.append(job.remains)
+        self._dying.append(job.remains)
         self._free_slots.append(job.slot)
 
     def _end(self, key: str, outcome: dict[str, object], fds: tuple[int, int]) -> None:
@@ -519,8 +535,8 @@ class Launcher:
 
 
 def _slots(settings: dict[str, object]) -> int:
-    """A uid each for jobs and for what is prepared for jobs."""
-    return int(str(settings["jobs_max"])) + int(str(settings["prepared"]))
+    """A uid each for jobs, for what is prepared for jobs and for what is left of some."""
+    return int(str(settings["jobs_max"])) + int(str(settings["prepared"])) + _LEAVING_MAX
 
 
 def _hello(env: setup.Environment, outcome: dict[str, object]) -> dict[str, object]:

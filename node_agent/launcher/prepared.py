@@ -38,6 +38,12 @@ class Prepared:
         """All that have no job."""
         return self.waiting + self.ending
 
+    @property
+    def unfinished(self) -> bool:
+        """One is being made. Joining cgroups of v1 can hold the kernel's lock on all cgroups for
+        a grace period of RCU (10 ms); who makes or removes one meanwhile waits."""
+        return any(not job.ready for job in self.waiting)
+
     def take(self, shape: Shape) -> Job | None:
         """One that fits, which then waits no more: the longest prepared, so a ready one if any."""
         if shape.probe:

@@ -84,6 +84,21 @@ def test_jobs_run_under_uvloop() -> None:
         runner.run(once())
 
 
+async def test_what_a_job_leaves_is_reaped_before_its_end_is_told() -> None:
+    """Without cgroups CPU time is what was reaped: also that of processes that outlive the job's
+    own."""
+    nowhere = SandboxSettings(instance=INSTANCE, mode="userns", cgroup_parent="/nowhere")
+    sandbox = await started_or_skip(nowhere)
+    assert Limit.CPU not in sandbox.enforcement.enforced
+    burn = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo > f; exec sleep 4242"
+    script = f"trap '' TERM; mkfifo f; setsid sh -c '{burn}' & read line < f; exit 3"
+    outcome = await sandbox.run(job(sandbox, "left", script), b"")
+    assert (outcome.cause, outcome.exit_code) == ("exited", 3)
+    assert outcome.cpu_ms >= 30, "the loop takes more than 100 ms, all the rest less than 10"
+    await sandbox.close()
+    assert leftovers(INSTANCE) == []
+
+
 async def test_a_signal_is_told_from_an_exit(sandbox: NativeSandbox) -> None:
     outcome = await sandbox.run(job(sandbox, "a", "kill -SEGV $$"), b"")
     assert (outcome.cause, outcome.signal) == ("signalled", signal.SIGSEGV)
