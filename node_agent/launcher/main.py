@@ -1,9 +1,9 @@
 """The launcher's loop: one socket to the agent, one pidfd and one control socket per job.
 
-Messages are JSON objects, one per SOCK_SEQPACKET record; descriptors travel beside them. An agent
-that goes away (end of file) ends everything, unless there is a named socket on which its next
-process can call (ADR 0006): then jobs run on, their ends are kept, and only after a bounded time
-without any agent is everything killed and removed. In the end the launcher ends.
+Messages are JSON objects (`Doors` carries them). An agent that goes away (end of file) ends
+everything, unless there is a named socket on which its next process can call (ADR 0006): then jobs
+run on, their ends are kept, and only after a bounded time without any agent is everything killed
+and removed. In the end the launcher ends.
 """
 
 from __future__ import annotations
@@ -15,21 +15,12 @@ import resource
 import select
 import sys
 import time
-from _socket import (
-    AF_UNIX,
-    CMSG_LEN,
-    MSG_CMSG_CLOEXEC,
-    MSG_DONTWAIT,
-    SCM_RIGHTS,
-    SO_PEERCRED,
-    SOCK_SEQPACKET,
-    SOL_SOCKET,
-    socket,
-)
+from _socket import AF_UNIX, SOCK_SEQPACKET, socket
 
 from node_agent.launcher import jobs, kernel, probe, setup, wire
 from node_agent.launcher.cgroups import Remains
 from node_agent.launcher.child import JobSpec, Shape
+from node_agent.launcher.doors import FEED_FDS, MESSAGE_BYTES_MAX, RUN_FDS, STDIO_COUNT, Doors
 from node_agent.launcher.jobs import Job
 from node_agent.launcher.kept import Feed, Kept, Outputs, detached
 from node_agent.launcher.prepared import Prepared
@@ -39,17 +30,6 @@ from node_agent.launcher.signals import signal
 # The agent's next process may be of another version: it does not talk to a launcher that says
 # another number here (ADR 0006).
 PROTOCOL = 2
-# One request record; the agent's plan check keeps commands well below it.
-MESSAGE_BYTES_MAX = 1 << 18
-_STDIO_COUNT = 3
-_CREDENTIALS_BYTES = 12  # struct ucred; unix(7)
-# Three for the job, and the read ends of its output for us; for a large payload its memory and
-# the pipe to feed it into.
-_RUN_FDS = _STDIO_COUNT + 2
-_FEED_FDS = 2
-_RUN_FDS_MAX = _RUN_FDS + _FEED_FDS + 1  # and the memory with its input files
-# Only the agent's next process ever calls; more than one at a time is a mistake.
-_BACKLOG = 4
 # A cgroup directory stays busy until the kernel has dropped its last task; look again this often.
 _REMOVE_AGAIN_S = 0.005
 # Nothing has happened for so long: a sandbox can be made ahead without delaying a short job.
@@ -64,15 +44,6 @@ _COLLECT_EVERY_JOBS = 1000
 # On shutdown: how long cgroup directories may take before they are left to the next start's sweep.
 _CLOSE_S_MAX = 5.0
 _NEVER = float("inf")
-
-
-class Doors:
-    """How the outside reaches the launcher: the first agent, its successors, SIGTERM."""
-
-    def __init__(self, agent: socket, listener: socket | None, stop_fd: int) -> None:
-        self.agent: socket | None = agent
-        self.listener = listener
-        self.stop_fd = stop_fd
 
 
 class Launcher:
@@ -91,25 +62,12 @@ class Launcher:
         self._feeds: dict[str, Feed] = {}
         self._by_fd: dict[int, tuple[Job, str]] = {}
         self._poll = select.epoll()
-        for fd in (self._agent_fd, self._listener_fd, doors.stop_fd):
-            if fd >= 0:
-                self._poll.register(fd, select.EPOLLIN)
+        doors.watch(self._poll)
         self._free_slots = list(range(_slots(settings)))
         self._sequence = 0
         self._dying: list[Remains] = []
-        # Answers the agent has not taken yet: a few a job at most, and jobs are bounded by slots.
-        # The descriptors belong to ``_kept`` and ``_outputs``, until the agent says forget.
-        self._outbox: list[tuple[bytes, tuple[int, ...]]] = []
         self._closing = False
         self.hello = b""
-
-    @property
-    def _agent_fd(self) -> int:
-        return self._doors.agent.fileno() if self._doors.agent is not None else -1
-
-    @property
-    def _listener_fd(self) -> int:
-        return self._doors.listener.fileno() if self._doors.listener is not None else -1
 
     # --- the loop -----------------------------------------------------------------------------
     def run(self) -> None:
@@ -155,7 +113,7 @@ class Launcher:
                 self._end_feed(job.key)
             return
         if event & select.EPOLLOUT:
-            self._flush()
+            self._doors.flush()
         if event & ~select.EPOLLOUT:
             self._on_ready(fd)
 
@@ -166,10 +124,10 @@ class Launcher:
             feed.close()
 
     def _on_ready(self, fd: int) -> None:
-        if fd == self._agent_fd:
+        if fd == self._doors.agent_fd:
             self._on_agent()
             return
-        if fd == self._listener_fd:
+        if fd == self._doors.listener_fd:
             self._on_call()
             return
         if fd == self._doors.stop_fd:
@@ -194,21 +152,10 @@ class Launcher:
     # --- the agent ----------------------------------------------------------------------------
     def _on_agent(self) -> bool:
         """Takes one message. False where there was none: nothing said now, or gone."""
-        agent = self._doors.agent
-        if agent is None:
+        received = self._doors.receive()
+        if received is None:
             return False
-        space, flags = CMSG_LEN(4 * _RUN_FDS_MAX), MSG_CMSG_CLOEXEC | MSG_DONTWAIT
-        try:
-            data, ancillary, _, _ = agent.recvmsg(MESSAGE_BYTES_MAX, space, flags)
-        except BlockingIOError:
-            return False
-        except ConnectionResetError:
-            data, ancillary = b"", []
-        fds = [
-            int.from_bytes(packed[at : at + 4], sys.byteorder)
-            for _, _, packed in ancillary
-            for at in range(0, len(packed) - 3, 4)
-        ]
+        data, fds = received
         if not data:
             self._agent_gone()
             return False
@@ -238,44 +185,33 @@ class Launcher:
 
     def _agent_gone(self) -> None:
         """End of file. With work at hand and a way to come back we wait for the next agent."""
-        self._hang_up()
-        if self._doors.listener is None or not (self._jobs or self._kept):
+        self._doors.hang_up()
+        if self._doors.listener_fd < 0 or not (self._jobs or self._kept):
             self._shut_down("agent closed the sandbox")
             return
         self._orphan_ends_at = time.monotonic() + self._orphan_grace_s
         for outputs in self._outputs.values():
             outputs.grow()
 
-    def _hang_up(self) -> None:
-        agent, self._doors.agent = self._doors.agent, None
-        if agent is None:
-            return
-        if not self._closing:  # else a shut-down did it
-            self._poll.unregister(agent.fileno())
-        agent.close()
-        self._outbox.clear()  # all of it can be told again from what is kept
-
     def _on_call(self) -> None:
         """The agent's next process: it learns what we are, what runs and what has ended."""
-        if self._doors.listener is None:
-            return
-        fd, _ = self._doors.listener._accept()  # type: ignore[attr-defined] # not in typeshed
-        caller = socket(AF_UNIX, SOCK_SEQPACKET, 0, fd)
-        credentials = caller.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS_BYTES)
-        uid = int.from_bytes(credentials[4:8], sys.byteorder)  # pid, uid, gid
+        if self._doors.listener_fd < 0:
+            return  # closed by an event of the same batch
+        caller = self._doors.accept()
         while self._on_agent():  # what a dead agent still said comes first
             continue
-        if uid != os.geteuid() or self._doors.agent is not None or self._closing:
-            caller.close()  # a stranger, a second agent, or too late
+        if caller is None:
             return
-        self._doors.agent = caller
+        if self._doors.agent is not None or self._closing:
+            caller.close()  # a second agent, or too late
+            return
+        self._doors.admit(caller)
         self._orphan_ends_at = _NEVER
-        self._poll.register(fd, select.EPOLLIN)
-        self._queue(self.hello)
+        self._doors.send(self.hello)
         for key in [*self._jobs, *self._kept]:
             job, outputs = self._jobs.get(key), self._outputs.get(key)
             have = {"op": "have", "key": key, "started": job is not None and job.started}
-            self._queue(wire.dumps(have), tuple(outputs.fds) if outputs else ())
+            self._doors.send(wire.dumps(have), tuple(outputs.fds) if outputs else ())
         for key in self._kept:
             self._tell_end(key)
         self._send({"op": "had"})
@@ -295,12 +231,7 @@ class Launcher:
         if self._closing:
             return
         self._closing = True
-        for fd in (self._agent_fd, self._listener_fd, self._doors.stop_fd):
-            if fd >= 0:
-                self._poll.unregister(fd)
-        if self._doors.listener is not None:
-            self._doors.listener.close()
-            self._doors.listener = None
+        self._doors.close()
         for job in self._jobs.values():
             job.ended_by, job.why = job.ended_by or "killed", job.why or why
             job.kill_now()
@@ -309,20 +240,20 @@ class Launcher:
 
     # --- jobs ---------------------------------------------------------------------------------
     def _start(self, message: dict[str, object], fds: list[int]) -> None:
-        key, stdio = str(message["key"]), fds[:_STDIO_COUNT]
+        key, stdio = str(message["key"]), fds[:STDIO_COUNT]
         caps = [int(str(message[f"{name}_bytes_max"])) for name in ("stdout", "stderr")]
-        inputs = [fds.pop()] if message["inputs"] and len(fds) > _RUN_FDS else []
+        inputs = [fds.pop()] if message["inputs"] and len(fds) > RUN_FDS else []
         stdio += inputs
         known = key in self._jobs or key in self._kept
-        if len(fds) not in {_RUN_FDS, _RUN_FDS + _FEED_FDS} or known:
+        if len(fds) not in {RUN_FDS, RUN_FDS + FEED_FDS} or known:
             for fd in fds + inputs:
                 os.close(fd)
             detail = f"step 'launch': {len(fds)} descriptors, or an attempt that is still here"
             self._send({"op": "ended", "key": key, "cause": "sandbox_failed", "detail": detail})
             return
-        self._outputs[key] = Outputs(fds[_STDIO_COUNT:_RUN_FDS], caps)
-        if len(fds) > _RUN_FDS:
-            self._feeds[key] = Feed(*fds[_RUN_FDS:])
+        self._outputs[key] = Outputs(fds[STDIO_COUNT:RUN_FDS], caps)
+        if len(fds) > RUN_FDS:
+            self._feeds[key] = Feed(*fds[RUN_FDS:])
         try:
             spec = JobSpec(message)
             if 0 < spec.lease_until_ms <= kernel.boot_ms():
@@ -411,7 +342,7 @@ class Launcher:
 
     def greet(self) -> None:
         """Tell the first agent what we are."""
-        self._queue(self.hello)
+        self._doors.send(self.hello)
 
     def _announce(self, job: Job) -> None:
         self._send({"op": "started", "key": job.key})
@@ -467,33 +398,10 @@ class Launcher:
 
     def _tell_end(self, key: str) -> None:
         kept = self._kept[key]
-        self._queue(kept.message, tuple(kept.fds))
+        self._doors.send(kept.message, tuple(kept.fds))
 
     def _send(self, message: dict[str, object]) -> None:
-        self._queue(wire.dumps(message))
-
-    def _queue(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
-        """Queue and try to send; never blocks, so a stalled agent cannot stall the deadlines."""
-        if self._doors.agent is not None:
-            self._outbox.append((data, fds))
-            self._flush()
-
-    def _flush(self) -> None:
-        while self._outbox and self._doors.agent is not None:
-            data, fds = self._outbox[0]
-            packed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
-            rights = [(SOL_SOCKET, SCM_RIGHTS, packed)] if fds else []
-            try:
-                self._doors.agent.sendmsg([data], rights, MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except (BrokenPipeError, ConnectionResetError):
-                self._outbox.clear()  # its end of file comes next
-                break
-            del self._outbox[0]
-        if not self._closing and self._doors.agent is not None:
-            wanted = select.EPOLLIN | (select.EPOLLOUT if self._outbox else 0)
-            self._poll.modify(self._agent_fd, wanted)
+        self._doors.send(wire.dumps(message))
 
     def _remove_all(self) -> None:
         self._env.shared.close()
@@ -585,7 +493,7 @@ def main(
     if listener_fd >= 0:
         os.set_inheritable(listener_fd, False)
         listener = socket(AF_UNIX, SOCK_SEQPACKET, 0, listener_fd)
-        listener.listen(_BACKLOG)  # here, so that SO_PEERCRED names this process to callers
+    doors = Doors(agent, listener)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the agent decides when we stop
     # Blocked in init too, which waits for it; a job starts with an empty mask.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -595,14 +503,13 @@ def main(
         if not kernel.SUPPORTED:
             raise StepError("machine", OSError(errno.ENOSYS, os.uname().machine))
         _many_descriptors()
-        stop_fd = kernel.signalfd(signal.SIGTERM)
+        doors.stop_fd = kernel.signalfd(signal.SIGTERM)
         env = kind.set_up(settings, _slots(settings), os.getppid())
     except (StepError, OSError) as error:
         step = error.step if isinstance(error, StepError) else "set-up"
         answer = {"op": "unavailable", "step": step, "errno": error.errno, "detail": str(error)}
         agent.send(wire.dumps(answer))
         return 1
-    doors = Doors(agent, listener, stop_fd)
     launcher = kind(doors, env, settings)
     try:
         outcome = launcher.probe_job(settings["probe"])

@@ -18,9 +18,10 @@ import sys
 from node_agent.launcher import kernel, probe, rootfs, setup
 from node_agent.launcher.cgroups import PREFIX, find_hierarchies, open_tree, remove_dead
 from node_agent.launcher.child import JobSpec, Shape
+from node_agent.launcher.doors import Doors
 from node_agent.launcher.jobs import Job
 from node_agent.launcher.limits import ON_DEMAND_V1, Limits
-from node_agent.launcher.main import Doors, Launcher
+from node_agent.launcher.main import Launcher
 from node_agent.launcher.main import main as serve
 from node_agent.launcher.rootfs import StepError
 from node_agent.launcher.setup import Environment

@@ -25,7 +25,7 @@ import msgspec
 from node_agent.sandbox.plan import PlanRefused, SandboxUnavailable
 from node_agent.sandbox.settings import SandboxSettings
 
-# One record of the launcher's protocol (node_agent.launcher.main.MESSAGE_BYTES_MAX).
+# One record of the launcher's protocol (node_agent.launcher.doors.MESSAGE_BYTES_MAX).
 MESSAGE_BYTES_MAX = 1 << 18
 SOCKET_NAME = "launcher.sock"
 LOG_NAME = "launcher.log"

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from node_agent.keeper import LauncherKeeper
+from node_agent.launcher import doors
 from node_agent.launcher import main as launcher
 from node_agent.sandbox import channel, native, outputs
 from node_agent.sandbox.channel import SOCKET_NAME
@@ -237,7 +238,7 @@ async def test_the_socket_is_ours_alone_and_serves_one_agent(tmp_path: Path) -> 
 
 def test_both_ends_speak_the_same_protocol() -> None:
     assert native.PROTOCOL == launcher.PROTOCOL
-    assert channel.MESSAGE_BYTES_MAX == launcher.MESSAGE_BYTES_MAX
+    assert channel.MESSAGE_BYTES_MAX == doors.MESSAGE_BYTES_MAX
 
 
 async def test_a_launcher_that_speaks_otherwise_is_killed(
