@@ -42,7 +42,7 @@ class Board:
         self.base = base
         self.pid, self.sink, self.inside, self.pidfd = base, base + 8, base + 16, base + 24
         self.started, self.tried = base + 32, base + 40
-        self.failed, self.fault = base + 64, base + 72
+        self.failed, self.fault, self.room = base + 64, base + 72, base + 88
         self.signals = base + 96
         self.not_executed, self.results = base + 128, base + 136
         self.ready, self.command = base + 1024, base + 1184
@@ -57,6 +57,12 @@ class Board:
     def answered_fd(self) -> int:
         """Where the answer to the launcher holds its descriptor."""
         return self.answer + _RIGHTS_AT + 16
+
+    @property
+    def request_room(self) -> int:
+        """msg_controllen of the request: recvmsg(2) leaves there what it received, so each but the
+        first would have room for no more descriptors than the one before; ``room`` is all."""
+        return self.request + _CONTROLLEN_AT
 
     def image(self, loop: bytes = b"") -> bytes:
         """What it holds at first, up to the lists. ``loop``: the zygote's own list."""
@@ -78,11 +84,12 @@ class Board:
         put(self.command, _message(self.command, self.job, COMMAND_BYTES_MAX, -1))
         put(self.request, _message(self.request, self.set_up, SET_UP_BYTES_MAX, -1))
         put(self.answer, _message(self.answer, self.pid, 8, 0))
+        put(self.room, struct.pack("<Q", _CONTROL_BYTES))
         put(self.loop, loop)
         return bytes(image)
 
 
-_RIGHTS_AT, _LETTER_AT = 72, 136
+_CONTROLLEN_AT, _RIGHTS_AT, _LETTER_AT = 40, 72, 136
 
 
 def _message(address: int, data: int, size: int, fd: int) -> bytes:

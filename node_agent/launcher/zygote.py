@@ -77,6 +77,7 @@ def _loop() -> bytes:
     to.call("prctl", _PR_SET_NAME, _NAME, if_error="gone")
     to.label("next")
     to.label("list", BOARD.set_up)
+    to.load(BOARD.room, store=BOARD.request_room)
     to.call("recvmsg", CONTROL, BOARD.request, MSG_CMSG_CLOEXEC, expected=0, if_equal="gone",
             if_error="gone", otherwise="list")  # fmt: skip
     to.label("born")
