@@ -45,7 +45,7 @@ for path in /home /root /var /sys /boot /run /media /opt /mnt /old-root /.device
   /up/$SECRET /etc/climb/$SECRET /proc/1/root/etc /proc/1/cwd/etc /proc/1/root/$SECRET; do
   [ -e $path ] && echo "there: $path"
 done
-ls -A / | tr '\\n' ' '
+echo /*
 """
 LEAKS = """
 for file in /etc/passwd /etc/group /srv/environ /etc/climb/1/environ; do
@@ -113,14 +113,18 @@ async def tried(sandbox: NativeSandbox, image: str, script: str, secret: str) ->
     return b"".join(seen["stdout"]).decode("utf-8", "replace")
 
 
-def verdicts(told: dict[str, str], usual: str) -> dict[str, bool]:
-    """Whether each attack was held."""
+def verdicts(told: dict[str, str], usual: str, *, own_kernel: bool) -> dict[str, bool]:
+    """Whether each attack was held. ``own_kernel``: the runtime brings one, with its own /sys, and
+    pid 1 is the job's own process, whose root is the job's."""
+    known = {"there: /sys", "there: /proc/1/root/etc"} if own_kernel else set[str]()
+    found = {line for line in told["host"].splitlines() if line.startswith("there:")}
     top = {name for line in told["host"].splitlines()[-1:] for name in line.split()}
-    wrong = [line for line in told["mounts"].splitlines() if _writable(line)]
+    private = (*_PRIVATE, "/sys") if own_kernel else _PRIVATE
+    wrong = [line for line in told["mounts"].splitlines() if _writable(line, private)]
     leaks = ("OUTRIDER_INSTANCE", "LD_BIND_NOW", "PYTHONPATH")  # of the launcher and of ours
     return {
         "writes": told["writes"] == "fine\n",
-        "host": "there:" not in told["host"] and {"usr", "etc", "proc"} <= top,
+        "host": found <= known and {"/usr", "/etc", "/proc"} <= top,
         "leaks": not any(word in told["leaks"] for word in leaks),
         "setuid": int(told["setuid"]) >= 1000,
         "devices": told["devices"] == "",
@@ -129,11 +133,11 @@ def verdicts(told: dict[str, str], usual: str) -> dict[str, bool]:
     }
 
 
-def _writable(line: str) -> bool:
+def _writable(line: str, private: tuple[str, ...]) -> bool:
     """A mount that is not read-only, nosuid and nodev, but where the job's own lie."""
     words = line.split()
     options = set(words[5].split(","))
-    if any(words[4] == own or words[4].startswith(own + "/") for own in _PRIVATE):
+    if any(words[4] == own or words[4].startswith(own + "/") for own in private):
         return False
     return words[4] != "/" and not {"ro", "nosuid", "nodev"} <= options
 
@@ -169,7 +173,7 @@ async def run_all(backend: Backend, folder: Path) -> dict[str, Any]:
             told = dict(zip(SCRIPTS, answers, strict=True))
             usual = await tried(sandbox, "", "id; ls -d /single", str(secret))
             told["usual"] = usual
-            held = verdicts(told, usual)
+            held = verdicts(told, usual, own_kernel=backend == "runsc")
             results |= {f"{name}-{key}": {"held": held[key], "saw": told[key]} for key in held}
     finally:
         await sandbox.close()
