@@ -564,6 +564,7 @@ print(zombies())
 """,
         exactly("0"),
         differs=(runsc(exactly("20"), f"{OWN_PID_1}; they count against its pids"),),
+        plan={"memory_bytes": 512 * MIB},  # each takes 10 MiB of gVisor's kernel while it lives
     ),
     Attack(
         50,
