@@ -10,7 +10,8 @@ from typing import Final
 from dataplane.core.nodes import Shape
 
 STALE_ENTRIES_MIN: Final = 64
-"""Removed entries stay in a heap until they are this many and half of it (amortised O(1))."""
+"""Removed entries that are not first stay in a heap until they are this many and half of it
+(amortised O(1))."""
 
 Entry = tuple[int, int, str]
 """(−priority, ingest sequence, job id)."""
@@ -33,7 +34,10 @@ class ShapeQueue:
         heappush(self.heap, entry)
 
     def remove(self, job: str) -> None:
+        """What is removed is mostly what comes first: nobody walks over that again."""
         self.members.pop(job, None)
+        while self.heap and self.members.get(self.heap[0][2]) != self.heap[0]:
+            heappop(self.heap)
         stale = len(self.heap) - len(self.members)
         if stale > STALE_ENTRIES_MIN and stale * 2 > len(self.heap):
             self.heap = list(self.members.values())

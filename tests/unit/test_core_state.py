@@ -6,7 +6,7 @@ import pytest
 
 from dataplane.core import state as state_module
 from dataplane.core.jobs import ENDED, TRANSITIONS, Cause, Job, Phase, describe_transitions
-from dataplane.core.pending import PendingIndex
+from dataplane.core.pending import PendingIndex, ShapeQueue
 from idl import ledger as d
 from idl.errors import InvariantBrokenError
 from tests.unit.core_builders import Story, seen, source, spec
@@ -151,3 +151,14 @@ def test_pending_index_walks_in_order_and_survives_removal() -> None:
     found = list(index.shapes[shape].in_order())
     assert found == sorted(found) and len(found) == 151 == len(index)
     assert index.ahead_of((0, 0)) == sum(entry[:2] < (0, 0) for entry in found)
+
+
+def test_what_was_placed_is_not_walked_over_again() -> None:
+    """A queue is emptied from its head: what a look at it costs must not grow with what went."""
+    queue = ShapeQueue()
+    for number in range(2_000):
+        queue.add((0, number, f"j{number}"))
+    for number in range(900):  # less than half: the heap is not made anew
+        queue.remove(f"j{number}")
+    assert len(queue.heap) == len(queue.members) == 1_100
+    assert next(queue.in_order()) == (0, 900, "j900")
