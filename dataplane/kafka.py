@@ -74,6 +74,11 @@ STALL_MS: Final = 3_000
 PRODUCER_QUEUE_KIB_MAX: Final = 64 * MIB // KIB
 PRODUCER_QUEUE_RECORDS_MAX: Final = 50_000
 """Not yet acknowledged, per producer; then `produce` waits."""
+PRODUCE_IN_FLIGHT_MAX: Final = 1
+"""Requests per broker. With more, a producer's *first* record for a partition can be lost and
+reported as written: the broker refuses it (the partition has no leader yet), accepts the next one,
+which waited behind it, as the first of an unknown producer, and librdkafka takes that as
+acknowledgement of both. Fuller batches make up for what is not pipelined (docs/benchmarks.md)."""
 GROUP_ID: Final = "outrider-no-group"
 """librdkafka wants one; we assign partitions ourselves and never join or commit."""
 
@@ -108,6 +113,7 @@ def producer_config(
         **client_config(settings, name),
         "acks": "all",
         "enable.idempotence": True,
+        "max.in.flight.requests.per.connection": PRODUCE_IN_FLIGHT_MAX,
         "linger.ms": linger_ms,
         "message.timeout.ms": delivery_timeout_ms,
         "request.timeout.ms": SOCKET_TIMEOUT_MS,

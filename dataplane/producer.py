@@ -222,15 +222,22 @@ class RecordProducer:
                 future.set_exception(self._fault(error, topic, len(message.value() or b"")))
                 return
             partition, offset = message.partition(), message.offset()
-            future.set_result(
-                SourceRef(
-                    topic=topic,
-                    partition=-1 if partition is None else partition,
-                    offset=-1 if offset is None else offset,
-                )
-            )
+            if partition is None or offset is None or offset < 0:
+                future.set_exception(self._nowhere(topic))
+                return
+            future.set_result(SourceRef(topic=topic, partition=partition, offset=offset))
 
         return settle
+
+    def _nowhere(self, topic: str) -> PlatformFaultError:
+        """librdkafka acknowledges without an offset what it only infers to be written: from a
+        later record's success, which is wrong where that was the broker's first (see
+        `kafka.PRODUCE_IN_FLIGHT_MAX`), or from a broker that knows the record already."""
+        return PlatformFaultError(
+            f"Kafka at {self._settings.bootstrap} did not say where it wrote a record for {topic} "
+            f"(acks=0, or more than one request in flight); {_IN_DOUBT}",
+            retryable=True,
+        )
 
     def _fault(self, error: KafkaError, topic: str, size_bytes: int) -> OutriderError:
         if error.code() in _TOO_LARGE:

@@ -20,7 +20,14 @@ def main(bootstrap: str, topic: str, job: dict[str, object]) -> str:
         if error is not None:
             failures.append(error)
 
-    producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True})
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "acks": "all",
+            "enable.idempotence": True,
+            "max.in.flight": 1,  # with more, the first record for a new topic can get lost
+        }
+    )
     producer.produce(
         topic,
         json.dumps(job).encode(),
