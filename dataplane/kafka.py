@@ -134,6 +134,7 @@ def consumer_config(settings: KafkaSettings, name: str, **extra: object) -> Conf
         "enable.auto.offset.store": False,
         "auto.offset.reset": "error",
         "allow.auto.create.topics": False,
+        "check.crcs": True,  # brokers send what their disks hold, unseen
         "fetch.wait.max.ms": FETCH_WAIT_MS[settings.kind],
         "fetch.error.backoff.ms": RETRY_BACKOFF_MS_MAX,
         "fetch.queue.backoff.ms": FETCH_QUEUE_BACKOFF_MS,

@@ -32,6 +32,15 @@ GONE_CODES: Final = frozenset(
     }
 )
 """The records asked for do not exist (any more)."""
+DAMAGED_CODES: Final = frozenset(
+    {
+        KafkaError._BAD_MSG,  # of `check.crcs`, too
+        KafkaError._BAD_COMPRESSION,
+        KafkaError._NOT_IMPLEMENTED,  # a format of records that this client does not know
+        KafkaError.INVALID_MSG,
+    }
+)
+"""The record that comes next cannot be read. librdkafka would ask for it for ever, or skip it."""
 LEADERLESS_CODES: Final = frozenset(
     {
         KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -70,6 +79,11 @@ def reading_fault(
         return PlatformFaultError(
             f"{where} does not exist at {settings.bootstrap} ({error.str()}); records were "
             "deleted there, or this is another cluster than before"
+        )
+    if error.code() in DAMAGED_CODES:
+        return PlatformFaultError(
+            f"{where} holds a record that cannot be read ({error.str()}); nothing behind it is "
+            "read before it is whole again: restore the partition from a replica or a backup"
         )
     if error.code() in REFUSED_CODES or error.fatal():
         return checked(KafkaException(error), f"reading {where}", settings)

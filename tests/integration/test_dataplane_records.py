@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from dataplane.broker import Broker
 from dataplane.producer import RecordProducer
 from dataplane.read import read_one, read_range, scan, watermarks
 from dataplane.tail import BEGINNING, END, KafkaRecord, Tail
@@ -19,6 +20,7 @@ from idl.jobs import SourceRef
 from idl.limits import KAFKA_RECORD_BYTES_MAX, PAYLOAD_BYTES_MAX
 from idl.settings import KafkaSettings
 from idl.topics import TopicNames, TopicSettings
+from tests.integration.conftest import create_topics, fresh_settings
 
 pytestmark = pytest.mark.kafka
 
@@ -206,6 +208,30 @@ async def test_many_large_records_in_one_read(broker_settings: KafkaSettings, to
     """A broker that answers past `fetch.max.bytes` must not make the client refuse the answer."""
     await _fill(broker_settings, topic, 24, 5 * 2**20)
     assert sum(1 for _ in read_range(broker_settings, topic, 0)) == 24
+
+
+@pytest.mark.apache
+async def test_a_damaged_record_stops_every_reader(apache_broker: Broker) -> None:
+    """A byte that changed on the broker's disk: brokers send what is there, unseen."""
+    settings = create_topics(fresh_settings(apache_broker))
+    topic = TopicNames(settings.prefix).commands
+    producer = RecordProducer(settings)
+    for i in range(4):
+        await producer.produce(topic, b"record %d" % i)  # a batch of its own
+    await producer.aclose()
+    [segment] = apache_broker.directory.glob(f"node-*/data/{topic}-0/*.log")
+    with segment.open("r+b") as file:
+        file.seek(segment.read_bytes().index(b"record 2"))
+        file.write(b"R")
+    found: list[bytes | None] = []
+    with pytest.raises(PlatformFaultError, match=r"cannot be read .* restore the partition"):
+        found.extend(r.value for r in read_range(settings, topic, 0))
+    inbox = Inbox()
+    tail = _tail(settings, {(topic, 0): 0}, inbox)
+    await inbox.until(lambda: bool(inbox.errors))
+    await tail.aclose()
+    assert found == [r.value for r in inbox.records] == [b"record 0", b"record 1"]
+    assert "cannot be read" in str(inbox.errors[0])
 
 
 async def test_too_large_record_is_the_senders_fault(
