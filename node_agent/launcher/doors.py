@@ -11,15 +11,15 @@ import select
 import sys
 from _socket import (
     AF_UNIX,
-    CMSG_LEN,
     MSG_CMSG_CLOEXEC,
     MSG_DONTWAIT,
-    SCM_RIGHTS,
     SO_PEERCRED,
     SOCK_SEQPACKET,
     SOL_SOCKET,
     socket,
 )
+
+from node_agent.launcher import rights
 
 # One request record; the agent's plan check keeps commands well below it.
 MESSAGE_BYTES_MAX = 1 << 18
@@ -29,26 +29,24 @@ STDIO_COUNT = 3
 RUN_FDS = STDIO_COUNT + 2
 FEED_FDS = 2
 _RUN_FDS_MAX = RUN_FDS + FEED_FDS + 1  # and the memory with its input files
-_FD_BYTES = 4
 _CREDENTIALS_BYTES = 12  # struct ucred; unix(7)
 # Only the agent's next process ever calls; more than one at a time is a mistake.
-_BACKLOG = 4
+BACKLOG = 4
 
 
 class Doors:
-    """The agent's socket, the named one where its next process calls, and SIGTERM's signalfd."""
+    """The agent's socket, the named one where its next process calls (it listens already), and
+    SIGTERM's signalfd."""
 
-    def __init__(self, agent: socket, listener: socket | None) -> None:
+    def __init__(self, agent: socket, listener: socket | None, stop_fd: int) -> None:
         self.agent: socket | None = agent
         self._listener = listener
-        self.stop_fd = -1
+        self.stop_fd = stop_fd
         self._poll: select.epoll | None = None  # none before `watch` and after `close`
         # Messages the agent has not taken yet: a few a job at most, and jobs are bounded by slots.
         # The descriptors belong to whoever queued them, until the agent says forget.
         self._outbox: list[tuple[bytes, tuple[int, ...]]] = []
         self._waits_for_room = False
-        if listener is not None:
-            listener.listen(_BACKLOG)  # here: SO_PEERCRED names this process to callers
 
     @property
     def agent_fd(self) -> int:
@@ -113,19 +111,14 @@ class Doors:
         agent is gone. None where nothing is said now."""
         if self.agent is None:
             return None
-        space, flags = CMSG_LEN(_FD_BYTES * _RUN_FDS_MAX), MSG_CMSG_CLOEXEC | MSG_DONTWAIT
+        space, flags = rights.room(_RUN_FDS_MAX), MSG_CMSG_CLOEXEC | MSG_DONTWAIT
         try:
             data, ancillary, _, _ = self.agent.recvmsg(MESSAGE_BYTES_MAX, space, flags)
         except BlockingIOError:
             return None
         except ConnectionResetError:
             return b"", []
-        fds = [
-            int.from_bytes(packed[at : at + _FD_BYTES], sys.byteorder)
-            for _, _, packed in ancillary
-            for at in range(0, len(packed) - _FD_BYTES + 1, _FD_BYTES)
-        ]
-        return data, fds
+        return data, rights.taken(ancillary)
 
     def send(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
         """Queue, and send what there is room for. Without an agent nothing is queued."""
@@ -137,10 +130,8 @@ class Doors:
         """Send what there is room for now, and watch for room for the rest."""
         while self._outbox and self.agent is not None:
             data, fds = self._outbox[0]
-            packed = b"".join(fd.to_bytes(_FD_BYTES, sys.byteorder) for fd in fds)
-            rights = [(SOL_SOCKET, SCM_RIGHTS, packed)] if fds else []
             try:
-                self.agent.sendmsg([data], rights, MSG_DONTWAIT)
+                self.agent.sendmsg([data], rights.beside(fds), MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except (BrokenPipeError, ConnectionResetError):

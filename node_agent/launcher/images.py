@@ -19,18 +19,15 @@ import os
 import stat
 from _socket import (
     AF_UNIX,
-    CMSG_LEN,
     MSG_CMSG_CLOEXEC,
-    SCM_RIGHTS,
     SOCK_CLOEXEC,
     SOCK_SEQPACKET,
-    SOL_SOCKET,
     socket,
     socketpair,
 )
 from itertools import islice
 
-from node_agent.launcher import kernel, rootfs
+from node_agent.launcher import kernel, rights, rootfs
 
 TYPE_CHECKING = False  # collections is another import
 if TYPE_CHECKING:
@@ -173,12 +170,12 @@ def _namespace(base: int, build: Callable[[], None], keep_proc: bool) -> int:
         _make_namespace(theirs, base, build, keep_proc)
     theirs.close()
     try:
-        data, ancillary, _, _ = ours.recvmsg(_REPLY_BYTES_MAX, CMSG_LEN(4), MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = ours.recvmsg(_REPLY_BYTES_MAX, rights.room(1), MSG_CMSG_CLOEXEC)
     finally:
         ours.close()
         os.waitpid(pid, 0)
-    if ancillary:
-        return int.from_bytes(ancillary[0][2][:4], "little")
+    if fds := rights.taken(ancillary):
+        return fds[0]
     number, _, text = data.decode("utf-8", "replace").partition("\t")
     raise OSError(int(number or errno.EIO), text or "the child that makes a root died")
 
@@ -196,7 +193,7 @@ def _make_namespace(answer: socket, base: int, build: Callable[[], None], keep_p
         own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         if not keep_proc:
             kernel.umount("/proc")
-        answer.sendmsg([b"+"], [(SOL_SOCKET, SCM_RIGHTS, own.to_bytes(4, "little"))])
+        answer.sendmsg([b"+"], rights.beside([own]))
     except BaseException as error:  # noqa: BLE001 - the last frame of a forked process
         number, text = 0, f"{type(error).__name__}: {error}"
         if isinstance(error, OSError):

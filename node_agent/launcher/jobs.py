@@ -13,18 +13,15 @@ import stat
 import time
 from _socket import (
     AF_UNIX,
-    CMSG_LEN,
     MSG_CMSG_CLOEXEC,
     MSG_DONTWAIT,
-    SCM_RIGHTS,
     SOCK_CLOEXEC,
     SOCK_SEQPACKET,
-    SOL_SOCKET,
     socket,
     socketpair,
 )
 
-from node_agent.launcher import board, command, kernel, usage, zygote
+from node_agent.launcher import board, command, kernel, rights, usage, zygote
 from node_agent.launcher.cgroups import JobCgroup, Remains, Tree
 from node_agent.launcher.child import RESULT_NAME, JobSpec, Shape, Shared
 from node_agent.launcher.limits import Limits
@@ -121,14 +118,13 @@ class Job:
         if spec is None or self.control is None:
             return
         self._spec, self._stdio = None, []  # a command may hold secrets: later inits are copies
-        packed = b"".join(fd.to_bytes(4, "little") for fd in stdio)
         try:
             self._tried = (spec.argv[0], command.candidates_of(spec))
             first = self._lists[0]
             second, content = command.job_list(zygote.BOARD, spec, self._holds, first)
             self._lists.append(second)
             self.cgroup.limit_cpu(spec.cpu_millis)
-            self.control.sendmsg([content], [(SOL_SOCKET, SCM_RIGHTS, packed)])
+            self.control.sendmsg([content], rights.beside(stdio))
         except OSError as error:
             self.failure = ("command", error.errno or 0, str(error))
             self._signal(signal.SIGKILL)
@@ -141,17 +137,15 @@ class Job:
         """Read one message of init: ``started``, ``ended``, ``report``, ``empty`` or ``closed``."""
         if self.control is None:
             return "closed"
-        size = CMSG_LEN(4)
+        space, flags = rights.room(1), MSG_CMSG_CLOEXEC | MSG_DONTWAIT
         try:
-            data, ancillary, _, _ = self.control.recvmsg(
-                board.MESSAGE_BYTES_MAX, size, MSG_CMSG_CLOEXEC | MSG_DONTWAIT
-            )
+            data, ancillary, _, _ = self.control.recvmsg(board.MESSAGE_BYTES_MAX, space, flags)
         except BlockingIOError:
             return "empty"
         except ConnectionResetError:
             return "closed"
-        for _, _, packed in ancillary:
-            self._take_work_fd(int.from_bytes(packed[:4], "little"))
+        for fd in rights.taken(ancillary):
+            self._take_work_fd(fd)
         if data[:1] == board.STARTED:
             self.started = True
             self._lists.clear()

@@ -20,7 +20,14 @@ from _socket import AF_UNIX, SOCK_SEQPACKET, socket
 from node_agent.launcher import jobs, kernel, probe, setup, wire
 from node_agent.launcher.cgroups import Remains
 from node_agent.launcher.child import JobSpec, Shape
-from node_agent.launcher.doors import FEED_FDS, MESSAGE_BYTES_MAX, RUN_FDS, STDIO_COUNT, Doors
+from node_agent.launcher.doors import (
+    BACKLOG,
+    FEED_FDS,
+    MESSAGE_BYTES_MAX,
+    RUN_FDS,
+    STDIO_COUNT,
+    Doors,
+)
 from node_agent.launcher.jobs import Job
 from node_agent.launcher.kept import Feed, Kept, Outputs, detached
 from node_agent.launcher.prepared import Prepared
@@ -493,7 +500,7 @@ def main(
     if listener_fd >= 0:
         os.set_inheritable(listener_fd, False)
         listener = socket(AF_UNIX, SOCK_SEQPACKET, 0, listener_fd)
-    doors = Doors(agent, listener)
+        listener.listen(BACKLOG)  # here: SO_PEERCRED names this process to callers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the agent decides when we stop
     # Blocked in init too, which waits for it; a job starts with an empty mask.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -503,14 +510,14 @@ def main(
         if not kernel.SUPPORTED:
             raise StepError("machine", OSError(errno.ENOSYS, os.uname().machine))
         _many_descriptors()
-        doors.stop_fd = kernel.signalfd(signal.SIGTERM)
+        stop_fd = kernel.signalfd(signal.SIGTERM)
         env = kind.set_up(settings, _slots(settings), os.getppid())
     except (StepError, OSError) as error:
         step = error.step if isinstance(error, StepError) else "set-up"
         answer = {"op": "unavailable", "step": step, "errno": error.errno, "detail": str(error)}
         agent.send(wire.dumps(answer))
         return 1
-    launcher = kind(doors, env, settings)
+    launcher = kind(Doors(agent, listener, stop_fd), env, settings)
     try:
         outcome = launcher.probe_job(settings["probe"])
     except OSError as error:

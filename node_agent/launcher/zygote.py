@@ -25,18 +25,15 @@ import struct
 import sys
 from _socket import (
     AF_UNIX,
-    CMSG_LEN,
     MSG_CMSG_CLOEXEC,
     MSG_NOSIGNAL,
-    SCM_RIGHTS,
     SOCK_CLOEXEC,
     SOCK_SEQPACKET,
-    SOL_SOCKET,
     socket,
     socketpair,
 )
 
-from node_agent.launcher import kernel, probe
+from node_agent.launcher import kernel, probe, rights
 from node_agent.launcher.board import CONTROL, GIVEN, LANDLOCK, NET, SET_UP_BYTES_MAX, Board
 from node_agent.launcher.child import Shape, Shared
 from node_agent.launcher.init import Given, first_list
@@ -183,24 +180,22 @@ def _away(fd: int) -> int:
 
 def _ask(zygote: socket, content: bytes, fds: list[int]) -> tuple[int, int]:
     """pid and pidfd. Raises OSError: what clone3 said; BrokenPipeError: the zygote is gone."""
-    packed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
-    zygote.sendmsg([content], [(SOL_SOCKET, SCM_RIGHTS, packed)], MSG_NOSIGNAL)
-    data, ancillary, _, _ = zygote.recvmsg(8, CMSG_LEN(4), MSG_CMSG_CLOEXEC)
+    zygote.sendmsg([content], rights.beside(fds), MSG_NOSIGNAL)
+    data, ancillary, _, _ = zygote.recvmsg(8, rights.room(1), MSG_CMSG_CLOEXEC)
     if len(data) < 8:
         raise BrokenPipeError(errno.EPIPE, "the zygote ended")
     pid = int.from_bytes(data, sys.byteorder, signed=True)
     if pid < 0:
         raise OSError(-pid, f"clone3: {os.strerror(-pid)}")
-    return pid, int.from_bytes(ancillary[0][2][:4], sys.byteorder)
+    [pidfd] = rights.taken(ancillary)
+    return pid, pidfd
 
 
 def _serve_once(program_fd: int) -> None:
     """The zygote's part for one sandbox, the self-test's, as this copy of the launcher."""
     answer_to = socket(AF_UNIX, SOCK_SEQPACKET, 0, CONTROL)
-    content, ancillary, _, _ = answer_to.recvmsg(SET_UP_BYTES_MAX, CMSG_LEN(4 * _FDS_MAX))
-    packed = ancillary[0][2]
-    given = [int.from_bytes(packed[at : at + 4], sys.byteorder) for at in range(0, len(packed), 4)]
-    for number, fd in enumerate([_away(fd) for fd in given], GIVEN):
+    content, ancillary, _, _ = answer_to.recvmsg(SET_UP_BYTES_MAX, rights.room(_FDS_MAX))
+    for number, fd in enumerate([_away(fd) for fd in rights.taken(ancillary)], GIVEN):
         os.dup2(fd, number, inheritable=False)
     image = bytearray(BOARD.image(_loop()))
     for record in (BOARD.born, BOARD.stillborn):
@@ -211,7 +206,6 @@ def _serve_once(program_fd: int) -> None:
     if inside:  # the process of the self-test itself, deep in a sandbox
         os._exit(probe.inside(inside))
     pid = memory.number(BOARD.pid)
-    rights = memory.number(BOARD.pidfd).to_bytes(4, sys.byteorder) if pid > 0 else b""
-    ancillary = [(SOL_SOCKET, SCM_RIGHTS, rights)] if rights else []
-    answer_to.sendmsg([pid.to_bytes(8, sys.byteorder, signed=True)], ancillary)
+    fds = [memory.number(BOARD.pidfd)] if pid > 0 else []
+    answer_to.sendmsg([pid.to_bytes(8, sys.byteorder, signed=True)], rights.beside(fds))
     os._exit(0)

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from node_agent.launcher.doors import MESSAGE_BYTES_MAX, RUN_FDS, Doors
+from node_agent.launcher.doors import BACKLOG, MESSAGE_BYTES_MAX, RUN_FDS, Doors
 
 READ_BYTES = 1 << 16
+NO_SIGNALS = -1
 
 
 class Pair:
@@ -19,7 +20,7 @@ class Pair:
 
     def __init__(self) -> None:
         ours, self.agent = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.doors = Doors(raw_socket(AF_UNIX, SOCK_SEQPACKET, 0, ours.detach()), None)
+        self.doors = Doors(raw_socket(AF_UNIX, SOCK_SEQPACKET, 0, ours.detach()), None, NO_SIGNALS)
         self.poll = select.epoll()
         self.doors.watch(self.poll)
 
@@ -94,7 +95,8 @@ def test_once_closed_nobody_is_listened_to(tmp_path: os.PathLike[str]) -> None:
     ours, agent = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     named = raw_socket(AF_UNIX, SOCK_SEQPACKET, 0)
     named.bind(os.fspath(tmp_path) + "/socket")
-    doors = Doors(raw_socket(AF_UNIX, SOCK_SEQPACKET, 0, ours.detach()), named)
+    named.listen(BACKLOG)
+    doors = Doors(raw_socket(AF_UNIX, SOCK_SEQPACKET, 0, ours.detach()), named, NO_SIGNALS)
     with select.epoll() as poll:
         doors.watch(poll)
         caller = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
