@@ -50,10 +50,11 @@ check: $(STAMP)  ## format, lint, types, who imports whom
 kafka: $(STAMP)  ## fetch Apache Kafka's jars, so that `outrider up --kafka apache` starts at once
 	$(BIN)/python -c 'from dataplane.broker.apache import fetch_jars; print(fetch_jars(print))'
 
-bench: $(STAMP)  ## sandboxes beside bubblewrap and crun, throughput on both brokers, losing the leader beside etcd, a thousand nodes
+bench: $(STAMP)  ## sandboxes beside bubblewrap and crun, throughput on both brokers, the leader's own part, losing the leader beside etcd, a thousand nodes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks.sandbox
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.decisions
 	$(BIN)/python -m benchmarks.failover
 	$(BIN)/python -m benchmarks.peace
 	$(BIN)/python -m benchmarks.dds_scale

@@ -147,7 +147,7 @@ class JobInput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return len(self.data or b"") if self.ref is None else self.ref.size_bytes
 
 
-class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One job. Everything but `command` has a default. See `validate_spec` for the bounds.
 
     `start_within_ms`: dead-letter the job if no attempt has started this long after ingestion

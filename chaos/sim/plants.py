@@ -299,7 +299,7 @@ class RetryWithoutFence(Plant):
             job = self.jobs[decision.job]
             if job.attempt:
                 job.attempt -= 1
-                job.attempts.pop()
+                job.attempts = job.attempts[:-1]
             apply(self, decision, at)
 
         return [(cycle.Cycle, "_8_placements", same_number), (PoolState, "_assigned", lenient)]

@@ -5,8 +5,9 @@ new work comes last, so that a full batch delays intake and never the end of a j
 Nothing here changes the state; inputs that were taken are dropped with the role if the batch fails.
 """
 
+from collections import deque
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -72,12 +73,36 @@ class Inputs(msgspec.Struct):
     voters: Voters = Voters()
 
 
-class Told(NamedTuple):
-    """Why a shape fits nowhere (None: it does), and up to which version its jobs were told."""
+class Told:
+    """Why the jobs of a shape fit nowhere (None: they do), and who of them is still to be told.
 
-    nodes_version: int
-    why: tuple[PendingCode, str] | None
-    queue_version: int
+    Nobody is looked at twice for the same reason: a queue of thousands costs a cycle nothing.
+    """
+
+    __slots__ = ("_due", "_joined", "_queue", "nodes_version", "why")
+
+    def __init__(self) -> None:
+        self.nodes_version = -1
+        self.why: tuple[PendingCode, str] | None = None
+        self._due: deque[str] = deque()
+        self._queue: ShapeQueue | None = None
+        self._joined = 0
+
+    def reason(self, nodes_version: int, why: tuple[PendingCode, str] | None) -> None:
+        """Of the nodes as they are now. Another one than before is for everybody again."""
+        self.nodes_version = nodes_version
+        if why != self.why:
+            self.why, self._queue = why, None
+
+    def due(self, queue: ShapeQueue) -> deque[str]:
+        """Jobs to be told, those who left meanwhile among them. The caller takes what it told."""
+        if self._queue is not queue:  # a shape of which all had left has a new one
+            self._queue, self._joined = queue, 0
+            self._due.clear()
+        if self._joined != queue.joined:
+            self._due += queue.latest(self._joined)
+            self._joined = queue.joined
+        return self._due
 
 
 class Cycle:
@@ -359,27 +384,24 @@ class Cycle:
             for shape in [shape for shape in told if shape not in shapes]:
                 del told[shape]
         for shape, queue in shapes.items():
-            known = told.get(shape)
-            if known is None or known.nodes_version != self.state.nodes_version:
+            known = told.setdefault(shape, Told())
+            if known.nodes_version != self.state.nodes_version:
                 why = why_unplaceable(self.state.nodes.values(), shape)
-                known = told[shape] = Told(self.state.nodes_version, why, -1)
-            if known.why is None or known.queue_version == queue.version:
-                continue
-            if not self._tell(queue, known.why):
+                known.reason(self.state.nodes_version, why)
+            if known.why is not None and not self._tell(known.due(queue), queue, known.why):
                 return
-            told[shape] = known._replace(queue_version=queue.version)
 
-    def _tell(self, queue: ShapeQueue, why: tuple[PendingCode, str]) -> bool:
-        """Records `why` for every job of the shape that does not know it. False: batch full."""
+    def _tell(self, due: deque[str], queue: ShapeQueue, why: tuple[PendingCode, str]) -> bool:
+        """Records `why` for the jobs that are due and do not know it. False: batch full."""
         code, message = why
-        for entry in queue.in_order():
-            job = self.state.jobs[entry[2]]
-            if job.waiting == why or job.id in self.batch.touched:
-                continue
+        while due:
             if not self.batch.has_room(1, _CHARS * len(message)):
                 return False
-            said = Waiting(job=job.id, code=code, message=message)
-            self.batch.add(said, job=job.id, size_bytes=_CHARS * len(message))
+            job = due.popleft()
+            known = self.state.jobs[job].waiting == why if job in queue.members else True
+            if not known and job not in self.batch.touched:
+                said = Waiting(job=job, code=code, message=message)
+                self.batch.add(said, job=job, size_bytes=_CHARS * len(message))
         return True
 
     def _10_admissions(self) -> None:

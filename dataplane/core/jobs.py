@@ -118,7 +118,7 @@ class Job:
         """Last recorded (code, message) why it cannot be placed."""
         self.cancel_requested = False
         self.cancel_by = ""
-        self.attempts: list[AttemptStory] = []
+        self.attempts: tuple[AttemptStory, ...] = ()
         self.story: list[tuple[int, str]] = [(at_ms, "Ingested")]
 
     @property
@@ -153,7 +153,7 @@ class Job:
                                     self.told())  # fmt: skip
 
 
-class EndedJob(msgspec.Struct, frozen=True, kw_only=True):
+class EndedJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What is kept of a job that ended: enough for `outrider ls` and to refuse duplicates."""
 
     id: str

@@ -4,7 +4,8 @@ A *shape* is everything of a job that placement looks at. Jobs of one shape are 
 placement, so that thousands of identical jobs that fit nowhere are looked at once per cycle.
 """
 
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from dataplane.core.devices import (
     NOTHING,
@@ -23,6 +24,10 @@ from idl.jobs import JobSpec, LimitName, required_labels, required_limits
 from idl.ledger import Capacity, NodeSeen
 from idl.topology import GpuShare, Topology
 
+SHAPES_SHARED: Final = 4_096
+"""Shapes of which equal ones are one object. Memory, and the garbage collector's time: it looks at
+every tuple that jobs hold, and meanwhile a leader hears nobody."""
+
 
 class Shape(NamedTuple):
     """What placement asks of a node."""
@@ -38,7 +43,7 @@ class Shape(NamedTuple):
 
 def shape_of(spec: JobSpec) -> Shape:
     """The shape of a job, equal for jobs that ask the same in any order of words."""
-    return Shape(
+    found = Shape(
         spec.resources.cpu_millis,
         spec.resources.memory_bytes,
         spec.resources.gpus,
@@ -47,6 +52,12 @@ def shape_of(spec: JobSpec) -> Shape:
         ask_of(spec.resources),
         spec.image,
     )
+    return _one_for_all(found)
+
+
+@lru_cache(maxsize=SHAPES_SHARED)
+def _one_for_all(shape: Shape) -> Shape:
+    return shape
 
 
 class Reservation(NamedTuple):

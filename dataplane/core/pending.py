@@ -5,6 +5,7 @@ Derived from the jobs, never part of the truth. The scheduler walks it without c
 
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import Final
 
 from dataplane.core.nodes import Shape
@@ -20,17 +21,18 @@ Entry = tuple[int, int, str]
 class ShapeQueue:
     """The pending jobs of one shape."""
 
-    __slots__ = ("heap", "members", "version")
+    __slots__ = ("heap", "joined", "members")
 
     def __init__(self) -> None:
         self.heap: list[Entry] = []
         self.members: dict[str, Entry] = {}
-        self.version = 0
-        """Grows when a job joins: tells a reader that there is somebody new."""
+        self.joined = 0
+        """How many ever joined: tells a reader that there is somebody new, see `latest`."""
 
     def add(self, entry: Entry) -> None:
+        self.members.pop(entry[2], None)  # whoever joins again is among the latest
         self.members[entry[2]] = entry
-        self.version += 1
+        self.joined += 1
         heappush(self.heap, entry)
 
     def remove(self, job: str) -> None:
@@ -42,6 +44,12 @@ class ShapeQueue:
         if stale > STALE_ENTRIES_MIN and stale * 2 > len(self.heap):
             self.heap = list(self.members.values())
             heapify(self.heap)
+
+    def latest(self, since: int) -> list[str]:
+        """Jobs that joined after `joined` was `since`, in that order, and maybe some from before:
+        as many as left. O(joined since)."""
+        newest = islice(reversed(self.members), self.joined - since)
+        return list(newest)[::-1]
 
     def in_order(self) -> Iterator[Entry]:
         """Members in scheduling order, O(log k) for the k-th, the heap left as it is."""

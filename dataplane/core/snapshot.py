@@ -163,7 +163,7 @@ def _job_image(job: Job) -> JobImage:
         job.attempt, job.node, job.incarnation, job.gpus, job.lease_ms, job.lease_awaited,
         job.started_ms, job.started_once,
         job.not_before_ms, job.waiting, job.cancel_requested, job.cancel_by,
-        tuple(job.attempts), tuple(job.story),
+        job.attempts, tuple(job.story),
     )  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def _job(image: JobImage) -> Job:
     job.started_ms, job.started_once = image.started_ms, image.started_once
     job.not_before_ms, job.waiting = image.not_before_ms, image.waiting
     job.cancel_requested, job.cancel_by = image.cancel_requested, image.cancel_by
-    job.attempts, job.story = list(image.attempts), list(image.story)
+    job.attempts, job.story = image.attempts, list(image.story)
     return job
 
 

@@ -322,13 +322,11 @@ class PoolState:
             self.orphaning.pop(node.name, None)
         if decision.outcome not in ("node_lost", "platform"):
             job.started_once = True  # it ran, even where its end overtook the news of its start
-        job.attempts.append(
-            AttemptStory(
-                attempt=decision.attempt, node=job.node, outcome=decision.outcome,
-                detail=shorten(decision.detail), exit_code=decision.exit_code,
-                result=decision.source,
-            )
+        story = AttemptStory(
+            attempt=decision.attempt, node=job.node, outcome=decision.outcome,
+            detail=shorten(decision.detail), exit_code=decision.exit_code, result=decision.source,
         )  # fmt: skip
+        job.attempts += (story,)
         job.node, job.incarnation, job.gpus = "", 0, ()
         job.lease_ms, job.lease_awaited = 0, None
 
@@ -383,7 +381,7 @@ class PoolState:
         self._end(job, at, decision.code, decision.reason)
         self.dead_letters_due[job.id] = DeadLetter(
             key=job.id, queue=job.queue, job=job.id, code=decision.code, reason=decision.reason,
-            at_ms=at.at_ms, source=job.source, attempts=tuple(job.attempts),
+            at_ms=at.at_ms, source=job.source, attempts=job.attempts,
         )  # fmt: skip
 
     def _dead_letter_stored(self, decision: ledger.DeadLetterStored, at: _At) -> None:

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaos.sim.life import live
+from controlplane.core.cycle import Told
 from controlplane.core.scheduler import Scheduler
 from dataplane.core.nodes import Node, shape_of, unmet_by_capacity
 from dataplane.core.pending import ShapeQueue
@@ -134,6 +135,39 @@ def test_a_shape_queue_is_a_sorted_set(operations: list[tuple[bool, int, int]]) 
             model.pop(name, None)
             queue.remove(name)
         assert list(queue.in_order()) == sorted(model.values())
+
+
+STEPS = st.tuples(st.sampled_from(("joins", "leaves", "tell", "reason")), st.integers(0, 5))
+
+
+@given(st.lists(STEPS, max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_everybody_who_waits_is_told_why(steps: list[tuple[str, int]]) -> None:
+    """A few at a time, while jobs come and go and reasons change."""
+    told, queue, knows = Told(), ShapeQueue(), dict[str, object]()
+
+    def tell(some: int) -> None:
+        due = told.due(queue)
+        for job in [due.popleft() for _ in range(min(some, len(due)))]:
+            if job in knows:
+                knows[job] = told.why
+
+    for at, (what, number) in enumerate(steps):
+        job = f"j{number}"
+        if what == "joins" and job not in knows:
+            queue = queue if knows else ShapeQueue()  # as `PendingIndex` does
+            queue.add((0, at, job))
+            knows[job] = None
+        elif what == "leaves":
+            knows.pop(job, None)
+            queue.remove(job)
+        elif what == "reason":
+            told.reason(at, ("NoNodes", f"{number}"))
+        elif what == "tell":
+            tell(number)
+    told.reason(len(steps), ("NoNodes", "0"))
+    tell(len(steps))
+    assert set(knows.values()) <= {told.why}
 
 
 @given(st.integers(0, 10_000))

@@ -400,6 +400,26 @@ def test_an_unplaceable_job_says_so_once() -> None:
     assert "Waiting" not in names(hand.node(seen("n2", labels={"zone": "b"})))
 
 
+def test_each_of_many_unplaceable_jobs_is_told_once_whenever_it_came() -> None:
+    """More than one entry holds, more while the telling goes on, and after all of them left."""
+    hand = Hand()
+    hand.node()
+    hand.pass_ms(2_000)
+    hand.status("n1")
+    asks = [spec(f"j{n}", gpus=2) for n in range(1_200)]
+    decisions = hand.submit(*asks[:1_100]) + hand.submit(*asks[1_100:])
+    told = [x.job for x in decisions if isinstance(x, d.Waiting)]
+    assert sorted(told) == sorted(job.id for job in asks)
+    for job in asks:
+        hand.command(CancelJob(job=job.id))
+    again = hand.submit(spec("again", gpus=2))
+    assert [x.job for x in again if isinstance(x, d.Waiting)] == ["again"]
+    more = hand.node(seen("n2", gpus=(0, 1), draining=True))
+    assert [(x.job, x.message) for x in more if isinstance(x, d.Waiting)] == [
+        ("again", "no single node offers all of: draining, 2 GPUs")
+    ]
+
+
 def test_a_job_that_does_not_start_in_time_is_dead_with_its_reason() -> None:
     hand = Hand()
     hand.node()

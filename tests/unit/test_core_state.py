@@ -1,5 +1,6 @@
 """The fold: job transitions, node accounting, positions, and what it refuses."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def test_a_job_from_ingestion_to_finish() -> None:
     assert (ended.phase, ended.node, ended.result) == (Phase.FINISHED, "n1", source(0, "results"))
     assert node.free_cpu_millis == 2_000 and not story.state.jobs
     assert story.state.positions == {("queue.default", 0): 1, ("results", 0): 1}
+
+
+def test_the_garbage_collector_has_little_to_look_at() -> None:
+    """A full collection stops a leader: what it keeps by the ten thousand takes no part in it."""
+    story = Story().add(seen()).ingest(spec("a"), spec("b")).assign("a").start("a")
+    story.release("a", d.Finished(job="a", attempt=1))
+    story.ingest(spec("c"))
+    assert not gc.is_tracked(story.state.ended["a"])
+    b, c = story.state.jobs["b"], story.state.jobs["c"]
+    assert not gc.is_tracked(b.spec) and b.shape is c.shape
 
 
 def test_retry_backs_off_and_keeps_its_place() -> None:
