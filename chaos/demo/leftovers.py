@@ -7,6 +7,12 @@ from typing import Final
 import msgspec
 
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
+OTHERS_MOUNTS: Final = (
+    "/run/netns/", "/run/docker/", "/run/containerd/", "/run/user/", "/var/lib/docker/",
+    "/var/lib/containerd/", "/var/lib/containers/", "/var/lib/kubelet/",
+)  # fmt: skip
+"""Where `ip netns`, container runtimes and sessions mount while we run; the launcher never does. A
+mount bears no mark of whose it is."""
 
 
 class Leftovers(msgspec.Struct, frozen=True):
@@ -47,12 +53,17 @@ def _cgroups(mark: str) -> frozenset[str]:
     return frozenset(folder for folder in folders if mark in Path(folder).name)
 
 
-def _mounts() -> frozenset[str]:
-    """Mount points and types of this namespace (proc(5), mountinfo fields 5 and 9)."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return frozenset(f"{line.split()[4]} {line.split(' - ')[1].split()[0]}" for line in lines)
+def mounts_of(mountinfo: str) -> frozenset[str]:
+    """Mount points and types that may be ours (proc(5), mountinfo: fields 5 and 9)."""
+    return frozenset(
+        f"{point} {kind}"
+        for line in mountinfo.splitlines()
+        for point, kind in [(line.split()[4], line.split(" - ")[1].split()[0])]
+        if not point.startswith(OTHERS_MOUNTS)
+    )
 
 
 def look(mark: str) -> Leftovers:
     """The machine as it is; `mark` is the run's own name, so that other runs do not count."""
-    return Leftovers(_processes(mark), _cgroups(mark), _mounts())
+    mountinfo = Path("/proc/self/mountinfo").read_text()
+    return Leftovers(_processes(mark), _cgroups(mark), mounts_of(mountinfo))
