@@ -91,7 +91,8 @@ def run(options: RunOptions, say: Say) -> History:
     recorder = Recorder(options.report / HISTORY_FILE, _now_ms)
     stopping = threading.Event()
     name = f"chaos-{os.getpid()}"
-    before = look(name)
+    mounted = f"{network.own_prefix()}-"
+    before = look(name, mounted)
     ours = options.cluster is None
     try:
         with _interruptible(stopping, say), ExitStack() as stack:
@@ -99,7 +100,7 @@ def run(options: RunOptions, say: Say) -> History:
             _carry_out(options, world, settings, recorder, stopping, say)
         if ours:
             recorder.add(Phase(at_ms=_now_ms(), name="stopped"))
-            for line in Leftovers.new(before, look(name)):
+            for line in Leftovers.new(before, look(name, mounted)):
                 recorder.add(Left(at_ms=_now_ms(), what=line))
     finally:
         recorder.close()

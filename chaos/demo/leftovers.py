@@ -53,17 +53,21 @@ def _cgroups(mark: str) -> frozenset[str]:
     return frozenset(folder for folder in folders if mark in Path(folder).name)
 
 
-def mounts_of(mountinfo: str) -> frozenset[str]:
-    """Mount points and types that may be ours (proc(5), mountinfo: fields 5 and 9)."""
+def mounts_of(mountinfo: str, own: tuple[str, ...] = ()) -> frozenset[str]:
+    """Mount points and types that may be ours, or bear a name of `own` (proc(5), mountinfo: fields
+    5 and 9)."""
     return frozenset(
         f"{point} {kind}"
         for line in mountinfo.splitlines()
         for point, kind in [(line.split()[4], line.split(" - ")[1].split()[0])]
-        if not point.startswith(OTHERS_MOUNTS)
+        if not point.startswith(OTHERS_MOUNTS) or any(name in point for name in own)
     )
 
 
-def look(mark: str) -> Leftovers:
-    """The machine as it is; `mark` is the run's own name, so that other runs do not count."""
+def look(mark: str, *mounted: str) -> Leftovers:
+    """The machine as it is; `mark` is the run's own name, so that other runs do not count.
+
+    `mounted`: in what it mounts where others do, too.
+    """
     mountinfo = Path("/proc/self/mountinfo").read_text()
-    return Leftovers(_processes(mark), _cgroups(mark), mounts_of(mountinfo))
+    return Leftovers(_processes(mark), _cgroups(mark), mounts_of(mountinfo, mounted))

@@ -57,6 +57,15 @@ def _rows(*arguments: str) -> list[dict[str, Any]]:
     return found
 
 
+def own_prefix() -> str:
+    """What the names of this process's namespaces and links begin with."""
+    return _prefix(os.getpid())
+
+
+def _prefix(pid: int | str) -> str:
+    return f"oc{pid}"
+
+
 def unavailable() -> str:
     """Why namespaces cannot be had here; "" where they can."""
     if os.geteuid() != 0:
@@ -64,7 +73,7 @@ def unavailable() -> str:
     for tool in ("ip", "nsenter"):
         if shutil.which(tool) is None:
             return f"{tool} is not installed (Debian: iproute2, util-linux)"
-    probe = f"oc{os.getpid()}-probe"
+    probe = f"{own_prefix()}-probe"
     try:
         ip("netns", "add", probe)
         ip("-n", probe, "link", "add", "v0", "type", "veth", "peer", "name", "v1")
@@ -80,7 +89,7 @@ def netem_unavailable() -> str:
     """Why delay, loss and duplication cannot be made here; "" where they can (tc-netem(8))."""
     if os.geteuid() != 0 or shutil.which("tc") is None:
         return "delay, loss and duplication need root and tc (Debian: iproute2)"
-    probe = f"oc{os.getpid()}-probe"
+    probe = f"{own_prefix()}-probe"
     try:
         ip("netns", "add", probe)
         ip("-n", probe, "link", "add", "v0", "type", "veth", "peer", "name", "v1")
@@ -106,7 +115,7 @@ class Network:
     """The namespaces of one run. `up` makes them, `down` removes them; both may be repeated."""
 
     def __init__(self, coordinators: Sequence[str], agents: Sequence[str]) -> None:
-        self.prefix = f"oc{os.getpid()}"
+        self.prefix = own_prefix()
         self._wires: dict[str, Wire] = {}
         self._subnet = _free_subnet(os.getpid())
         self.hosts: dict[str, int] = {BROKER: BROKER_HOST}
@@ -237,7 +246,7 @@ def sweep() -> list[str]:
     names += [row["ifname"] for row in _rows("link", "show")]
     owners = {found[1] for found in map(_NAME.match, names) if found}
     dead = [pid for pid in sorted(owners) if not Path(f"/proc/{pid}").exists()]
-    return [line for pid in dead for line in remove(f"oc{pid}")]
+    return [line for pid in dead for line in remove(_prefix(pid))]
 
 
 class NamespacedBroker(EmbeddedBroker):

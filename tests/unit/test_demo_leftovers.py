@@ -13,6 +13,7 @@ MOUNTINFO = """\
 
 def test_mounts_of_other_programs_are_not_counted() -> None:
     assert mounts_of(MOUNTINFO) == {"/ ext4", "/tmp tmpfs", "/tmp/outrider-x/root tmpfs"}
+    assert "/run/netns/other nsfs" in mounts_of(MOUNTINFO, ("other",))
 
 
 def test_only_what_is_new_is_told() -> None:
