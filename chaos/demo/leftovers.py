@@ -8,8 +8,8 @@ import msgspec
 
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 OTHERS_MOUNTS: Final = (
-    "/run/netns/", "/run/docker/", "/run/containerd/", "/run/user/", "/var/lib/docker/",
-    "/var/lib/containerd/", "/var/lib/containers/", "/var/lib/kubelet/",
+    "/run/netns", "/run/docker", "/run/containerd", "/run/user", "/var/lib/docker",
+    "/var/lib/containerd", "/var/lib/containers", "/var/lib/kubelet",
 )  # fmt: skip
 """Where `ip netns`, container runtimes and sessions mount while we run; the launcher never does. A
 mount bears no mark of whose it is."""

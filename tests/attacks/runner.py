@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from chaos.demo.leftovers import OTHERS_MOUNTS
 from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import MIB, Limit, LimitNotEnforced, SandboxPlan
 from node_agent.sandbox.settings import (
@@ -32,9 +33,10 @@ _PARALLEL = 2
 
 
 def host_state() -> dict[str, Any]:
-    """What no attack may change on the host."""
+    """What no attack may change on the host, and other programs do not change meanwhile."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     return {
-        "mounts": sorted(Path("/proc/self/mountinfo").read_text().splitlines()),
+        "mounts": sorted(x for x in mounts if not x.split()[4].startswith(OTHERS_MOUNTS)),
         "hostname": socket.gethostname(),
         "shm": sorted(path.name for path in Path("/dev/shm").iterdir()),
         "core_pattern": Path("/proc/sys/kernel/core_pattern").read_text(),
