@@ -294,12 +294,20 @@ class OciJob(Job):
 
     def _foreground_ended(self, code: int) -> None:
         failed = fault_of(_read(f"{self._bundle}/log"))
-        if code < 0 or failed is not None:
+        if code == -signal.SIGKILL and self._out_of_memory():
+            self.status = signal.SIGKILL  # with all of its cgroup, by memory.oom.group of v2
+        elif code < 0 or failed is not None:
             self._blame(code)
         else:
             number = code - _SIGNALLED
             by_signal = 0 < number < signal.NSIG
             self.status = number if by_signal else code << 8
+
+    def _out_of_memory(self) -> bool:
+        try:
+            return self.cgroup.oom_kills() > 0
+        except (OSError, ValueError):
+            return False  # the runtime has removed what counted
 
     def _blame(self, code: int) -> None:
         """The runtime could not start the job: whose fault that is, from its log."""
