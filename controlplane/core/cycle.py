@@ -384,7 +384,9 @@ class Cycle:
             for shape in [shape for shape in told if shape not in shapes]:
                 del told[shape]
         for shape, queue in shapes.items():
-            known = told.setdefault(shape, Told())
+            known = told.get(shape)
+            if known is None:
+                known = told[shape] = Told()
             if known.nodes_version != self.state.nodes_version:
                 why = why_unplaceable(self.state.nodes.values(), shape)
                 known.reason(self.state.nodes_version, why)
@@ -398,8 +400,9 @@ class Cycle:
             if not self.batch.has_room(1, _CHARS * len(message)):
                 return False
             job = due.popleft()
-            known = self.state.jobs[job].waiting == why if job in queue.members else True
-            if not known and job not in self.batch.touched:
+            if job not in queue.members or job in self.batch.touched:
+                continue  # it left, or does with this entry
+            if self.state.jobs[job].waiting != why:
                 said = Waiting(job=job, code=code, message=message)
                 self.batch.add(said, job=job, size_bytes=_CHARS * len(message))
         return True
