@@ -17,14 +17,12 @@ from idl.ledger import TermStarted
 from idl.settings import ClusterSettings, ElectionSettings, SnapshotSettings
 from outrider.client.view import LedgerView
 from outrider.local.cluster import LocalCluster, LocalOptions
-from tests.e2e.conftest import answer_of
+from tests.e2e.conftest import answer_of, wait_until
 from tests.integration.conftest import require_apache
 
 pytestmark = pytest.mark.timeout(120)
 
 SNAPSHOT_EVERY = 1_000
-GAP_MS_MAX = 2_000
-"""Of a hand-over, on a machine that does other things as well; benchmarks tell the real figure."""
 WAIT_S = 30
 
 
@@ -63,14 +61,12 @@ def led_after(cluster: LocalCluster, term: int) -> str:
     raise AssertionError("nobody took over")
 
 
-def gap_ms(cluster: LocalCluster, term: int) -> int:
-    """From the last entry before `term` to its first that decides something, by their clocks."""
-    last = 0
-    for _, entry in read_ledger(cluster.settings.kafka, cluster.settings.pool):
-        if entry.term >= term and not isinstance(entry.decisions[-1], TermStarted):
-            return entry.at_ms - last
-        last = entry.at_ms if entry.term < term else last
-    raise AssertionError(f"term {term} decided nothing")
+def decides(cluster: LocalCluster, term: int) -> bool:
+    """Whether this term has decided more than that it began."""
+    return any(
+        entry.term == term and not isinstance(entry.decisions[-1], TermStarted)
+        for _, entry in read_ledger(cluster.settings.kafka, cluster.settings.pool)
+    )
 
 
 def test_the_lead_goes_to_whom_the_operator_names(cluster: LocalCluster) -> None:
@@ -79,8 +75,9 @@ def test_the_lead_goes_to_whom_the_operator_names(cluster: LocalCluster) -> None
         successor = next(name for name in ("c3", "c2", "c1") if name != leader)
         answer = outrider(cluster, "leader", "transfer", "--to", successor)
         assert answer == {"from": leader, "leader": successor, "term": term + 1}
-        time.sleep(0.5)
-        assert gap_ms(cluster, term + 1) < GAP_MS_MAX
+        wait_until(partial(decides, cluster, term + 1), "the successor decides nothing", WAIT_S)
+        terms = {one["term"]: one for one in outrider(cluster, "leader")["terms"]}
+        assert terms[term]["ended"].startswith(f"{leader} stepped down: transfer ordered")
     leader, _ = leads(cluster)
     assert f"{leader} leads already" in outrider(
         cluster, "leader", "transfer", "--to", leader, code=1
