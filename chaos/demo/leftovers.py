@@ -53,14 +53,22 @@ def _cgroups(mark: str) -> frozenset[str]:
     return frozenset(folder for folder in folders if mark in Path(folder).name)
 
 
-def mounts_of(mountinfo: str, own: tuple[str, ...] = ()) -> frozenset[str]:
-    """Mount points and types that may be ours, or bear a name of `own` (proc(5), mountinfo: fields
-    5 and 9)."""
-    return frozenset(
-        f"{point} {kind}"
+def mount_lines(mountinfo: str, own: tuple[str, ...] = ()) -> list[str]:
+    """Lines of proc(5)'s mountinfo that may be ours, or whose mount point (field 5) bears a name of
+    `own`."""
+    return [
+        line
         for line in mountinfo.splitlines()
-        for point, kind in [(line.split()[4], line.split(" - ")[1].split()[0])]
+        for point in [line.split()[4]]
         if not point.startswith(OTHERS_MOUNTS) or any(name in point for name in own)
+    ]
+
+
+def mounts_of(mountinfo: str, own: tuple[str, ...] = ()) -> frozenset[str]:
+    """Mount points and types (fields 5 and 9) of `mount_lines`."""
+    return frozenset(
+        f"{line.split()[4]} {line.split(' - ')[1].split()[0]}"
+        for line in mount_lines(mountinfo, own)
     )
 
 

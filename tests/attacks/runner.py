@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from chaos.demo.leftovers import OTHERS_MOUNTS
+from chaos.demo.leftovers import mount_lines
 from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import MIB, Limit, LimitNotEnforced, SandboxPlan
 from node_agent.sandbox.settings import (
@@ -34,9 +34,8 @@ _PARALLEL = 2
 
 def host_state() -> dict[str, Any]:
     """What no attack may change on the host, and other programs do not change meanwhile."""
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     return {
-        "mounts": sorted(x for x in mounts if not x.split()[4].startswith(OTHERS_MOUNTS)),
+        "mounts": sorted(mount_lines(Path("/proc/self/mountinfo").read_text())),
         "hostname": socket.gethostname(),
         "shm": sorted(path.name for path in Path("/dev/shm").iterdir()),
         "core_pattern": Path("/proc/sys/kernel/core_pattern").read_text(),
