@@ -122,18 +122,20 @@ async def test_a_wrong_command_is_the_jobs_own_fault(
 
 
 async def test_the_wall_time_ends_a_job(sandbox: NativeSandbox) -> None:
-    outcome = await sandbox.run(job(sandbox, "a", "sleep 60", wall_ms=100), b"")
+    outcome = await sandbox.run(job(sandbox, "a", "sleep 60", wall_ms=100, grace_ms=30_000), b"")
     assert outcome.cause == "timed_out" and outcome.signal == signal.SIGTERM
 
 
 async def test_kill_asks_first_and_then_insists(sandbox: NativeSandbox) -> None:
     polite = "trap 'exit 5' TERM; echo ready; while :; do sleep 0.01; done"
     stubborn = "trap '' TERM; echo ready; while :; do sleep 0.01; done"
-    for script, expected in ((polite, (5, None)), (stubborn, (None, None))):
+    for script, grace_ms, expected in (
+        (polite, 30_000, (5, None)),
+        (stubborn, 50, (None, None)),
+    ):
         ready = asyncio.Event()
-        running = asyncio.create_task(
-            sandbox.run(job(sandbox, "a", script), b"", lambda *_, e=ready: e.set())
-        )
+        asked = job(sandbox, "a", script, grace_ms=grace_ms)
+        running = asyncio.create_task(sandbox.run(asked, b"", lambda *_, e=ready: e.set()))
         await ready.wait()
         assert await sandbox.kill("a", "no longer wanted")
         outcome = await running
