@@ -56,12 +56,18 @@ class Load:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._accepted: set[str] = set()
+        self._acknowledged: set[SourceRef] = set()
         self.asked = 0
 
     def accepted(self) -> set[str]:
         """Jobs whose submission was acknowledged."""
         with self._lock:
             return set(self._accepted)
+
+    def acknowledged(self) -> set[SourceRef]:
+        """Records in queues that the broker has taken: jobs, second submissions of one, poison."""
+        with self._lock:
+            return set(self._acknowledged)
 
     def run(self, plan: Sequence[Planned]) -> None:
         """Follows the plan from now on; returns at its end, or soon after `stop`."""
@@ -134,9 +140,11 @@ class Load:
             ack, error = "refused", str(refused)
         except OutriderError as failed:
             ack, error = "unknown", str(failed)
-        if ack == "ok" and operation == "submit":
+        if ack == "ok" and operation != "cancel":
             with self._lock:
-                self._accepted.add(name)
+                self._acknowledged.update(sources)
+                if operation == "submit":
+                    self._accepted.add(name)
         self._recorder.add(
             Completed(at_ms=self._recorder.now_ms(), operation=operation, job=name, ack=ack,
                       sources=sources, error=error)

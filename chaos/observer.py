@@ -6,7 +6,8 @@ from chaos.history import EntryRead, Hashed, ObserverBroke, Recorder
 from dataplane.core.state import PoolState
 from dataplane.ledger import LedgerReader
 from idl.errors import InvariantBrokenError, PlatformFaultError
-from idl.ledger import Cancelled, DeadLettered, Finished, LedgerEntry
+from idl.jobs import SourceRef
+from idl.ledger import Cancelled, DeadLettered, Finished, Ingested, LedgerEntry, Rejected
 from idl.settings import ClusterSettings
 
 
@@ -18,6 +19,7 @@ class Observer:
         self._lock = threading.Lock()
         self._state = PoolState()
         self._ended: set[str] = set()
+        self._decided: set[SourceRef] = set()
         self._reader = LedgerReader(
             settings.kafka, settings.pool, 0, self._take, on_error=self._broke
         )
@@ -45,12 +47,12 @@ class Observer:
         self._reader.done(len(batch))
 
     def _note(self, entry: LedgerEntry) -> None:
-        ends = [
-            d.job for d in entry.decisions if isinstance(d, Finished | DeadLettered | Cancelled)
-        ]
-        if ends:
-            with self._lock:
-                self._ended.update(ends)
+        with self._lock:
+            for decision in entry.decisions:
+                if isinstance(decision, Finished | DeadLettered | Cancelled):
+                    self._ended.add(decision.job)
+                elif isinstance(decision, Ingested | Rejected):
+                    self._decided.add(decision.source)
 
     def _broke(self, error: PlatformFaultError | InvariantBrokenError) -> None:
         self.broken = self.broken or str(error)
@@ -80,6 +82,11 @@ class Observer:
         """Jobs that have ended."""
         with self._lock:
             return set(self._ended)
+
+    def decided(self) -> set[SourceRef]:
+        """Records in queues that were ingested or rejected."""
+        with self._lock:
+            return set(self._decided)
 
     def enforced(self) -> frozenset[str]:
         """Limits (`LimitName`) that every node seen can hold."""

@@ -313,15 +313,18 @@ def _settle(
     recorder: Recorder,
     say: Say,
 ) -> None:
-    """Waits until all that was accepted has ended, at most `settle`."""
+    """Waits until all that was accepted has ended, and all else is refused, at most `settle`."""
     deadline = time.monotonic() + parse_ms(scenario.settle) / 1000
     while True:
         breaker.look()
         missing = load.accepted() - observer.ended()
-        if not missing or observer.broken or time.monotonic() > deadline:
+        undecided = load.acknowledged() - observer.decided()
+        if observer.broken or not (missing or undecided) or time.monotonic() > deadline:
             break
         time.sleep(POLL_S)
     detail = f"{len(missing)} jobs have not ended, e.g. {min(missing)}" if missing else ""
+    if undecided:
+        detail += f"{'; ' if detail else ''}{len(undecided)} records were not decided on"
     say(detail or "every accepted job has ended")
     recorder.add(Phase(at_ms=_now_ms(), name="settled", detail=detail))
 

@@ -175,13 +175,15 @@ def hostile_cases(
              **more: object) -> Case:  # fmt: skip
         held = tuple(name for name in unenforced if name not in needs)
         options = {**small, **soft, "allow_unenforced": held, **more}
+        if set(needs) & set(unenforced):
+            options["start_within"] = START_WITHIN  # no node will take it
         job = Job(_python(program), id=f"hostile-{kind}", **options)  # type: ignore[arg-type] # a table of keyword arguments
         return Case(kind=kind, job=job, expected=expected, refused_without=needs)
 
     return [
         make("flaky", FLAKY, "finished", retries=3, backoff="200ms"),
-        make("memory-bomb", MEMORY_BOMB, "dead-lettered", bombs[:1], start_within=START_WITHIN),
-        make("fork-bomb", FORK_BOMB, "finished", bombs[1:], pids=50, start_within=START_WITHIN),
+        make("memory-bomb", MEMORY_BOMB, "dead-lettered", bombs[:1]),
+        make("fork-bomb", FORK_BOMB, "finished", bombs[1:], pids=50),
         make("hangs", HANG, "dead-lettered", timeout="1500ms", grace="200ms"),
         make(
             "snoops", SNOOP, "finished", retries=0,

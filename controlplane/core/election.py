@@ -276,12 +276,16 @@ class Election:
         return self._order.index(self.me) if self.is_member else len(self._order)
 
     def _hurry(self, now_ms: int, gone: str, first: str = "") -> None:
-        """The leader is gone or going: `first` stands at once, the others a step later each."""
+        """The leader is gone or going: in order, a step later each. `first` is the
+        successor it named, which stands at once and well before the others."""
         order = [name for name in self._order if name != gone]
         order.sort(key=lambda name: name != first)
         cut_off = self._reach.own(now_ms) is False
         rank = order.index(self.me) if self.me in order and not cut_off else len(order)
-        self._stand_at_ms = min(self._stand_at_ms, now_ms + rank * self.timing.stagger_ms)
+        wait_ms = rank * self.timing.stagger_ms
+        if first in order and first != self.me:
+            wait_ms += self.timing.successor_head_start_ms
+        self._stand_at_ms = min(self._stand_at_ms, now_ms + wait_ms)
         self._promised_until_ms = now_ms
         for ballot in list(self._refused.values()):
             self._ballot(ballot, now_ms)  # what stood against it has just gone

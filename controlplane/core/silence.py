@@ -37,6 +37,12 @@ class ElectionTiming(msgspec.Struct, frozen=True, kw_only=True):
         """Head start of each rank over the next after a hint: some round trips, never 0."""
         return max(self.heartbeat_ms // 2, 1)
 
+    @property
+    def successor_head_start_ms(self) -> int:
+        """Of the successor that a leader names over everybody else: it was asked for by name, and
+        may be late. One that is gone costs this much."""
+        return 2 * self.heartbeat_ms
+
 
 class Silence:
     """One coordinator's measure of silences, and of its own lateness. Times are ms."""

@@ -47,10 +47,11 @@ class BrokerRecord(msgspec.Struct, frozen=True, kw_only=True):
 def identify(pid: int) -> ProcessIdentity | None:
     """The process that has this pid now; None where there is none, or only a zombie."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()  # a process calls itself what it likes
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in "ZX" else ProcessIdentity(pid, int(fields[19]))
+    fields = stat.rpartition(b")")[2].split()
+    return None if fields[0] in (b"Z", b"X") else ProcessIdentity(pid, int(fields[19]))
 
 
 def is_alive(identity: ProcessIdentity) -> bool:

@@ -331,6 +331,18 @@ def lacking(
     return ()
 
 
+def whole_cores_millis(room: Room, cpu_millis: int) -> int:
+    """CPU time that goes with whole cores for `cpu_millis`: every thread of them counts.
+
+    Where cores differ in size the least that it can be."""
+    threads = cpu_millis // 1000
+    sizes = {len(core) for domain in room.machine.domains.values() for core in domain.cores}
+    if len(sizes) == 1:
+        (size,) = sizes
+        threads = -(-threads // size) * size
+    return max(cpu_millis, 1000 * threads)
+
+
 def fits_domain(
     room: Room, domain: Domain, ask: Ask, count: int, cpu_millis: int, memory_bytes: int
 ) -> bool:

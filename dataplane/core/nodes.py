@@ -18,6 +18,7 @@ from dataplane.core.devices import (
     Room,
     ask_of,
     lacking,
+    whole_cores_millis,
 )
 from idl.errors import InvariantBrokenError
 from idl.jobs import JobSpec, LimitName, required_labels, required_limits
@@ -264,12 +265,20 @@ def unmet_by_capacity(node: Node, shape: Shape) -> tuple[str, ...]:
     if node.capacity.memory_bytes < shape.memory_bytes:
         unmet.append("memory")
     if shape.ask != PLAIN:
-        unmet.extend(
-            lacking(node.whole_room, shape.ask, shape.gpus, shape.cpu_millis, shape.memory_bytes)
-        )
+        unmet.extend(_lacking(node.whole_room, node.capacity.cpu_millis, shape))
     elif len(node.capacity.gpus) < shape.gpus:
         unmet.append("gpus")
     return (*unmet, *unmet_rules(node, shape))
+
+
+def _lacking(room: Room, cpu_millis: int, shape: Shape) -> tuple[str, ...]:
+    """As `devices.lacking`, in a room with so much CPU time: whole cores may need more of it than
+    was asked."""
+    words = lacking(room, shape.ask, shape.gpus, shape.cpu_millis, shape.memory_bytes)
+    if not words and shape.ask.pinned and shape.cpu_millis <= cpu_millis:
+        short = whole_cores_millis(room, shape.cpu_millis) > cpu_millis
+        words = ("cores",) if short else ()
+    return words
 
 
 def unmet_rules(node: Node, shape: Shape) -> tuple[str, ...]:
@@ -290,9 +299,7 @@ def unmet_by_free_room(node: Node, shape: Shape) -> tuple[str, ...]:
     if node.free_memory_bytes < shape.memory_bytes:
         unmet.append("memory")
     if shape.ask != PLAIN:
-        unmet.extend(
-            lacking(node.room, shape.ask, shape.gpus, shape.cpu_millis, shape.memory_bytes)
-        )
+        unmet.extend(_lacking(node.room, node.free_cpu_millis, shape))
     elif len(node.free_gpus) < shape.gpus:
         unmet.append("gpus")
     return tuple(unmet)

@@ -37,11 +37,11 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 def identity_of(pid: int) -> Identity | None:
     """The process that has `pid` now, or None where there is none (or it is a zombie)."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()  # a process calls itself what it likes
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()
-    if fields[0] in ("Z", "X"):
+    fields = stat.rpartition(b")")[2].split()
+    if fields[0] in (b"Z", b"X"):
         return None
     return Identity(pid=pid, start_ticks=int(fields[19]))
 

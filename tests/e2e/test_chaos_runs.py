@@ -140,7 +140,7 @@ def test_a_leader_that_alone_is_cut_off_from_kafka_gives_way(tmp_path: Path) -> 
         pytest.skip(reason)
     report = run(KAFKA_CUT, 0.55, tmp_path)
     found = figures(report, "terms")
-    assert found["handed over, cut off from Kafka"] == 1, "and it does not wait for the cut to heal"
+    assert found["handed over, cut off from Kafka"] >= 1, "it does not wait for the cut to heal"
     assert not network.sweep()
 
 

@@ -34,18 +34,18 @@ while True:
 ASK = f"""
 import json, socket, sys, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect((sys.argv[1], {PORT}))
-sent, took, copies = {{}}, {{}}, 0
+sent, took, copies, heard = {{}}, {{}}, 0, time.monotonic()
 def hear(until):
-    global copies
+    global copies, heard
     while (left := until - time.monotonic()) > 0:
         s.settimeout(left)
         try: number = s.recv(2048).decode()
         except TimeoutError: return
-        copies += 1
+        copies, heard = copies + 1, time.monotonic()
         took.setdefault(number, time.monotonic() - sent[number])
 for n in range({DATAGRAMS}):
     sent[str(n)] = time.monotonic(); s.send(str(n).encode()); hear(time.monotonic() + 0.003)
-hear(time.monotonic() + 1.5)
+while time.monotonic() - heard < 2: hear(time.monotonic() + 0.5)
 rtt_ms_min = 1000 * min(took.values())
 print(json.dumps({{"answered": len(took), "copies": copies, "rtt_ms_min": rtt_ms_min}}))
 """
@@ -158,7 +158,7 @@ def test_what_was_left_to_the_hardware_arrives_whole(two: Two) -> None:
     counts = two.net.unsplice("c1")
     assert digest == hashlib.sha256(random.Random(7).randbytes(4_000_000)).hexdigest()
     assert counts.lost and counts.doubled and not counts.overflown
-    assert counts.sent < 4_000_000 / 1_500, "they were not cut before they came to the wire"
+    assert counts.sent < 4_000_000 / 1_448, "they were not cut before they came to the wire"
 
 
 def test_a_wire_that_cannot_begin_says_why(two: Two) -> None:

@@ -79,7 +79,8 @@ def test_a_full_disk_drains_the_node_and_nothing_is_lost(small: Small, tmp_path:
         cluster.sh("echo first; sleep 4; echo second; printf done > $OUTRIDER_RESULT")
     )
     sleeps = cluster.client.submit(cluster.sh("sleep 12; printf late > $OUTRIDER_RESULT"))
-    eventually(lambda: {h.status().phase for h in (talks, sleeps)} == {"running"}, "they never ran")
+    begun = {"running", "finished"}  # on a slow machine one may have ended
+    eventually(lambda: {h.status().phase for h in (talks, sleeps)} <= begun, "they never ran")
     small.fill()
     eventually(lambda: small.node()[0] == "draining", "it took no notice")
     assert small.node()[1] == "its state directory's disk is full"

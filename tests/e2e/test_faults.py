@@ -70,7 +70,8 @@ def get_or_empty(cluster: Cluster, process: str) -> str:
 
 
 def test_a_paused_leader_is_replaced_and_what_it_writes_later_is_void(cluster: Cluster) -> None:
-    old = cluster.view().leader
+    view = cluster.view()
+    old, term = view.leader, view.state.term
     cluster.local.kill(old, signal.SIGSTOP)
     try:
         eventually(lambda: cluster.view().leader != old, "nobody took over")
@@ -78,7 +79,8 @@ def test_a_paused_leader_is_replaced_and_what_it_writes_later_is_void(cluster: C
     finally:
         cluster.local.kill(old, signal.SIGCONT)
     assert cluster.client.submit(cluster.sh("true")).result(WAIT_S) == b""
-    assert cluster.view().leader != old
+    later = [one.leader for one in cluster.view().state.terms if one.term > term]
+    assert later and later[0] != old, "it leads no more, or in a new term"
 
 
 def test_sigterm_hands_the_role_over(cluster: Cluster) -> None:
@@ -143,7 +145,8 @@ def test_forged_intents_run_nothing_and_are_counted(cluster: Cluster, tmp_path: 
         ))  # fmt: skip
         link.start()
         try:
-            for _ in range(100):
+            deadline = time.monotonic() + WAIT_S
+            while time.monotonic() < deadline:
                 link.send(topics.INTENT, intent, 999)
                 await asyncio.sleep(0.05)
                 if 'reason="bad-signature"' in get(cluster, node, "/metrics"):

@@ -7,15 +7,22 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from idl.settings import ClusterSettings, NodeTiming
 from outrider.client.client import Client
 from outrider.local.cluster import LocalCluster, LocalOptions
 from outrider.local.process import wait_gone
-from tests.e2e.conftest import Cluster, _quick, answer_of, wait_until
+from tests.e2e.conftest import Cluster, answer_of, wait_until
 from tests.images import Layout, layer_of_folder, tiny_root
 from tests.unit.test_images_layers import files
 
 pytestmark = pytest.mark.slow
 WAIT_S = 60.0
+
+
+def _patient(settings: ClusterSettings) -> ClusterSettings:
+    """An agent that restarts needs its seconds, and is not lost meanwhile."""
+    timing = NodeTiming(report_ms=500, heartbeat_ms=300, lost_ms=20_000, resend_ms=200)
+    return replace(settings, nodes=timing)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     over = files(etc__release="tiny, changed\n")
     layout.tag(layout.image(base, over, env=("FROM=image", "OURS=image")))
     options = LocalOptions(
-        name=f"e2e-{folder.name}", folder=folder / "cluster", tune=_quick, agents=1,
+        name=f"e2e-{folder.name}", folder=folder / "cluster", tune=_patient, agents=1,
         coordinators=1,
         images=(f"tiny=oci:{layout.folder}", f"plain=dir:{root}", f"broken=oci:{root}"),
     )  # fmt: skip

@@ -34,7 +34,7 @@ def decisions(cluster: Cluster) -> list[Decision]:
 
 def test_a_job_runs_and_its_story_is_in_the_ledger(cluster: Cluster) -> None:
     handle = cluster.client.submit(
-        cluster.sh("echo out; echo err >&2; sleep 0.3; printf 42 > $OUTRIDER_RESULT", id="story")
+        cluster.sh("echo out; echo err >&2; sleep 3; printf 42 > $OUTRIDER_RESULT", id="story")
     )
     assert handle.result(WAIT_S) == b"42"
     output = {(chunk.stream, chunk.data) for chunk in handle.logs()}

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from dataplane.broker.processes import identify
 from idl.errors import ConfigError
 from idl.settings import ClusterSettings
 from idl.units import GIB, MIB
@@ -72,6 +73,30 @@ def test_ports_and_domains_are_different_and_in_range() -> None:
     assert len(set(free_tcp_ports(20))) == 20
     assert coordinator_dds_port(3, 2) == 7410 + 750 + 4
     assert 0 <= free_dds_domain(5, start=7) <= 200
+
+
+NAMELESS = (
+    sys.executable,
+    "-c",
+    r"import ctypes, time; ctypes.CDLL(None).prctl(15, b'\xff) \xfe', 0, 0, 0);"
+    "print('renamed', flush=True); time.sleep(60)",
+)
+
+
+def test_a_process_may_call_itself_anything(tmp_path: Path) -> None:
+    """PR_SET_NAME takes any bytes, and a hostile job's processes are looked at, too."""
+    log = tmp_path / "log"
+    child = spawn(NAMELESS, log, f"{tmp_path}:odd", {})
+    deadline = time.monotonic() + 30
+    while "renamed" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert b"\xff" in Path(f"/proc/{child.pid}/stat").read_bytes()
+    (found,) = find_marked(f"{tmp_path}:odd")
+    broker_process = identify(child.pid)
+    assert broker_process is not None and broker_process.started_ticks == found.start_ticks
+    assert stop_all([found]) == []
+    assert identity_of(child.pid) is None
 
 
 def test_a_process_is_recognised_signalled_and_stopped(tmp_path: Path) -> None:

@@ -314,6 +314,27 @@ def test_a_snapshot_holds_the_devices() -> None:
         assert again.nodes[name].free_gpus == node.free_gpus
 
 
+def test_whole_cores_that_need_more_cpu_time_than_is_left_are_told() -> None:
+    """96 CPUs, two threads a core: a job for one gets two, and one is left."""
+    story = Story().add(node_like("v100-cube-mesh"))
+    plan = placed(
+        story, asks("a", cpu_millis=48_000), asks("b", cpu_millis=47_000),
+        asks("c", cpu_millis=1000, **CORES),
+    )  # fmt: skip
+    assert set(plan) == {"a", "b"}
+    found = explain(story.state, "c", 0)
+    assert found.code == "WaitingForResources"
+    assert found.nodes[0].why == "in use by others: whole cores (free in sum, not in one place)"
+
+
+def test_a_node_with_less_cpu_time_than_one_whole_core_never_takes_one() -> None:
+    node = node_like("v100-cube-mesh")
+    small = replace(node, capacity=replace(node.capacity, cpu_millis=1000))
+    story = Story().add(small)
+    assert placed(story, asks("c", cpu_millis=1000, **CORES)) == {}
+    assert explain(story.state, "c", 0).code == "NoMatchingNode"
+
+
 PROFILES = ("v100-cube-mesh", "dgx-a100", "workstation-5090", "a100-mig", "l40s-pcie", "gb200")
 wishes = st.fixed_dictionaries(
     {

@@ -33,7 +33,20 @@ def test_a_successor_that_is_gone_costs_a_moment() -> None:
     net.step("c1", e.StepDown(reason="transfer ordered", to="c3"))
     begun = net.now
     net.run(1_000)
-    assert net.won[-1][1] == "c2" and net.won[-1][0] - begun <= 2 * TIMING.stagger_ms + 10
+    most_ms = TIMING.successor_head_start_ms + 2 * TIMING.stagger_ms + 10
+    assert net.won[-1][1] == "c2" and net.won[-1][0] - begun <= most_ms
+
+
+def test_a_successor_that_is_late_is_waited_for() -> None:
+    net = led()
+    out = net.live["c1"].step(e.StepDown(reason="transfer ordered", to="c3"), net.now)
+    (beacon,) = [one.beacon for one in out if isinstance(one, e.SendBeacon)]
+    c2 = net.live["c2"]
+    c2.step(e.BeaconReceived(beacon=beacon), net.now)
+    wait_ms = TIMING.successor_head_start_ms
+    assert wait_ms > 2 * TIMING.stagger_ms, "than where nobody was named"
+    assert not c2.step(e.Tick(), net.now + wait_ms)
+    assert c2.step(e.Tick(), net.now + wait_ms + TIMING.stagger_ms)
 
 
 def test_without_a_wish_rank_decides() -> None:
