@@ -276,15 +276,13 @@ class Election:
         return self._order.index(self.me) if self.is_member else len(self._order)
 
     def _hurry(self, now_ms: int, gone: str, first: str = "") -> None:
-        """The leader is gone or going: in order, a step later each. `first` is the
-        successor it named, which stands at once and well before the others."""
+        """The leader is gone or going: all stand a step after each other, long after `first`."""
         order = [name for name in self._order if name != gone]
         order.sort(key=lambda name: name != first)
         cut_off = self._reach.own(now_ms) is False
         rank = order.index(self.me) if self.me in order and not cut_off else len(order)
-        wait_ms = rank * self.timing.stagger_ms
-        if first in order and first != self.me:
-            wait_ms += self.timing.successor_head_start_ms
+        head_start = first in order and first != self.me
+        wait_ms = rank * self.timing.stagger_ms + head_start * self.timing.successor_head_start_ms
         self._stand_at_ms = min(self._stand_at_ms, now_ms + wait_ms)
         self._promised_until_ms = now_ms
         for ballot in list(self._refused.values()):
@@ -346,9 +344,8 @@ class Election:
         self._renewed_by.clear()
         self._voters = Voters()
         self._reach.lead()
-        self._led_since_ms, self._leader_stalled = now_ms, False
+        self._led_since_ms, self._leader_stalled, self._gone_ms = now_ms, False, None
         self._refused.clear()
-        self._gone_ms = None
         self._out.append(TakeRole(term=self._standing_for, why=self._ended))
         self._ended = ""
         self._heartbeat(now_ms)
@@ -406,8 +403,7 @@ class Election:
         """Back to follower; whoever called says why, and LoseRole if this was the leader."""
         self.standing = Standing.FOLLOWER
         self.leader, self.leader_incarnation, self._leader_stalled = "", 0, False
-        self._promised_until_ms = now_ms
-        self._gone_ms = None
+        self._promised_until_ms, self._gone_ms = now_ms, None
         self._stand_at_ms = self._patience_end(now_ms)
 
     def _see_term(self, term: int, now_ms: int, why: str) -> None:

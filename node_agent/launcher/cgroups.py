@@ -90,10 +90,12 @@ def _own_path(own: dict[frozenset[str], str], wanted: frozenset[str]) -> str:
 class Group:
     """One directory in one hierarchy."""
 
-    def __init__(self, parent_fd: int, name: str) -> None:
-        os.mkdir(name, 0o755, dir_fd=parent_fd)
-        self.parent_fd, self.name = parent_fd, name
-        self.fd = os.open(name, _CREATED, dir_fd=parent_fd)
+    def __init__(self, parent_fd: int, name: str, fd: int = -1) -> None:
+        """Makes it, unless it is open already."""
+        if fd < 0:
+            os.mkdir(name, 0o755, dir_fd=parent_fd)
+            fd = os.open(name, _CREATED, dir_fd=parent_fd)
+        self.parent_fd, self.name, self.fd = parent_fd, name, fd
 
     def remove(self) -> bool:
         """True when the directory is gone; False while the kernel still counts a dying task."""
@@ -355,11 +357,10 @@ class Tree:
             os.close(fd)
 
     def adopt(self, mounted: Mounted, base_fd: int, name: str) -> None:
-        """Make and lock our directory in one hierarchy."""
-        group = Group(base_fd, name)
-        lock = os.open(".", _CREATED, dir_fd=group.fd)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        """Make and lock our directory in one hierarchy. Raises OSError."""
+        lock = make_locked(base_fd, name)
         self._locks.append(lock)
+        group = Group(base_fd, name, os.open(".", _CREATED, dir_fd=lock))
         if "cpuset" in mounted.controllers:
             inherit_cpuset(base_fd, group.fd)
         if mounted.controllers:
@@ -369,6 +370,46 @@ class Tree:
         self.v2 = group
         if self.v2_holds:
             write_at(group.fd, "cgroup.subtree_control", _enable(self.v2_holds))
+
+
+def lock_directory(base_fd: int, name: str) -> int:
+    """Descriptor of the directory, locked by us. Raises OSError: BlockingIOError where another
+    holds it, FileNotFoundError where it is gone, or was another one when it was locked."""
+    fd = os.open(name, _CREATED, dir_fd=base_fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=base_fd)):
+            raise FileNotFoundError(errno.ENOENT, "replaced meanwhile", name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def make_locked(base_fd: int, name: str) -> int:
+    """A new directory, locked. Raises OSError.
+
+    Until it is locked, another launcher that starts may take it for a dead one's and remove it:
+    then it is made again.
+    """
+    deadline = time.monotonic() + SWEEP_S_MAX
+    while True:
+        try:
+            if not _exists(name, base_fd):  # else who sweeps has not removed it yet
+                os.mkdir(name, 0o755, dir_fd=base_fd)
+            return lock_directory(base_fd, name)
+        except (BlockingIOError, FileNotFoundError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)
+
+
+def _exists(name: str, dir_fd: int) -> bool:
+    try:
+        os.stat(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def inherit_cpuset(parent_fd: int, fd: int) -> None:
@@ -437,15 +478,12 @@ def sweep(base_fd: int) -> list[str]:
         if not name.startswith(PREFIX) or name == SELF_LEAF:
             continue
         try:
-            fd = os.open(name, _CREATED, dir_fd=base_fd)
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue  # removed by its owner meanwhile, not a group, or another user's
+            fd = lock_directory(base_fd, name)
+        except (BlockingIOError, FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # its launcher lives, it is gone meanwhile, not a group, or another user's
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if remove_dead(base_fd, name, fd):
                 swept.append(name)
-        except BlockingIOError:
-            continue  # its launcher lives
         finally:
             os.close(fd)
     return swept

@@ -11,7 +11,6 @@ which it would refuse.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 
 from node_agent.launcher import cgroups, kernel
@@ -28,12 +27,9 @@ class Stray:
     def __init__(self, directory: str, name: str) -> None:
         self.path, self._name = f"{directory}/{name}", name
         self._base = os.open(directory, _CREATED)
-        self._lock = -1
         try:
             cgroups.sweep(self._base)
-            os.mkdir(name, 0o755, dir_fd=self._base)
-            self._lock = os.open(name, _CREATED, dir_fd=self._base)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = cgroups.make_locked(self._base, name)
         except OSError:
             os.close(self._base)
             raise

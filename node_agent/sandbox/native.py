@@ -55,6 +55,8 @@ _LAUNCHER_CODE = Path(__file__).resolve().parents[1] / "launcher"
 FENCE_TIMEOUT_S = 1.0
 # How long the launcher may take to kill and remove everything before it is killed itself.
 CLOSE_TIMEOUT_S = 15.0
+# Once it has ended, what it said last is in our socket; more than that may hold the other end open.
+LAST_WORDS_S = 2.0
 # Of the time that a launcher may take to start: its self-test, so that what failed can still be
 # said. A runtime written in Go needs more than 10 s for its first start in an emulated machine.
 SELF_TEST_SHARE = 0.5
@@ -216,6 +218,9 @@ class NativeSandbox:
             with contextlib.suppress(SandboxUnavailable):  # it may die meanwhile
                 await self._channel.send({"op": "close"}, ())
         await self._process.gone(CLOSE_TIMEOUT_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self.died.wait()  # at end of file: how its jobs ended is heard before
         self._on_dead("the sandbox was closed")
         await self._abandon()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterable
@@ -30,6 +31,7 @@ from tests.attacks.table import ATTACKS, PRELUDE, Attack
 INSTANCE = "attacks"
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _PARALLEL = 2
+SLEEPERS = re.compile(rb"sleep\x00424[23]\b")
 
 
 def host_state() -> dict[str, Any]:
@@ -43,15 +45,20 @@ def host_state() -> dict[str, Any]:
 
 
 def leftovers(instance: str) -> list[str]:
-    """Our cgroups, and sleepers that attacks started, which must all be gone."""
+    """Our cgroups, and sleepers that attacks started, which must all be gone.
+
+    Those in cgroups of other instances are another run's.
+    """
     found = [str(path) for path in _walk(_CGROUP_ROOT, f"outrider-{instance}.")]
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 command = (entry / "cmdline").read_bytes()
+                cgroups = (entry / "cgroup").read_text()
             except OSError:
                 continue  # it ended meanwhile
-            if b"sleep\x004242" in command or b"sleep\x004243" in command:
+            others = "/outrider-" in cgroups and f"/outrider-{instance}." not in cgroups
+            if SLEEPERS.search(command) and not others:
                 found.append(f"process {entry.name}: {command!r}")
     return found
 

@@ -13,6 +13,7 @@ from outrider.client.client import Client
 from outrider.client.job import Job
 from outrider.client.view import LedgerView
 from outrider.local.cluster import LocalCluster, LocalOptions
+from tests.e2e.conftest import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 WAIT_S = 60.0
@@ -82,7 +83,8 @@ def test_simulated_is_said_wherever_the_node_is_shown(cluster: LocalCluster) -> 
 
 def test_why_names_the_constraint_on_every_node(cluster: LocalCluster) -> None:
     with Client(cluster.settings) as client:
-        client.submit(Job(("true",), id="never", gpus=1, gpu_model="H100"))
+        handle = client.submit(Job(("true",), id="never", gpus=1, gpu_model="H100"))
+        wait_until(lambda: bool(handle.status().phase), "it is not ingested", WAIT_S)
         told = json.loads(outrider(cluster, "why", "never", "--json"))
         client.cancel("never")
     reasons = {one["node"]: one["why"] for one in told["nodes"]}

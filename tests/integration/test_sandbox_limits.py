@@ -84,7 +84,7 @@ async def test_an_idle_job_is_ended_and_a_talking_one_is_not(sandbox: NativeSand
     idle, _ = await run(sandbox, "echo once; sleep 4242", idle_ms=300)
     assert (idle.cause, idle.detail[:5]) == ("timed_out", "idle:")
     talk = "import time\nfor n in range(12): print(n, flush=True); time.sleep(0.1)"
-    busy, output = await run(sandbox, talk, python=True, idle_ms=600)
+    busy, output = await run(sandbox, talk, python=True, idle_ms=1_000)
     assert (busy.cause, busy.exit_code, len(output.split())) == ("exited", 0, 12)
 
 
@@ -96,7 +96,7 @@ async def test_a_job_that_closed_its_output_is_idle_all_the_same(sandbox: Native
 async def test_a_job_that_works_in_silence_is_not_idle(sandbox: NativeSandbox) -> None:
     held(sandbox, Limit.CPU_TIME)
     work = "import time\nwhile time.process_time() < 0.5: pass"
-    outcome, _ = await run(sandbox, work, python=True, idle_ms=patient(200), cpu_millis=500)
+    outcome, _ = await run(sandbox, work, python=True, idle_ms=patient(800), cpu_millis=500)
     assert (outcome.cause, outcome.exit_code) == ("exited", 0)
 
 

@@ -304,20 +304,23 @@ async def test_the_umask_of_a_job_is_not_the_agents() -> None:
 
 async def test_close_with_running_jobs_ends_them(sandbox: NativeSandbox) -> None:
     other = await NativeSandbox.start(SandboxSettings(instance=INSTANCE + "-close"))
-    started = asyncio.Event()
-    running = asyncio.create_task(
-        other.run(job(other, "a", "trap '' TERM; sleep 4242"), b"", None, started.set)
-    )
-    await started.wait()
+    started = [asyncio.Event() for _ in range(8)]
+    running = [
+        asyncio.create_task(
+            other.run(job(other, f"a{n}", "trap '' TERM; sleep 4242"), b"", None, event.set)
+        )
+        for n, event in enumerate(started)
+    ]
+    await asyncio.gather(*(event.wait() for event in started))
     await other.close()
-    assert (await running).cause == "killed"
+    assert {ended.cause for ended in await asyncio.gather(*running)} == {"killed"}
     assert leftovers(INSTANCE + "-close") == []
 
 
 async def test_two_launchers_do_not_sweep_each_other(sandbox: NativeSandbox) -> None:
     started = asyncio.Event()
     running = asyncio.create_task(
-        sandbox.run(job(sandbox, "a", "sleep 4242"), b"", None, started.set)
+        sandbox.run(job(sandbox, "a", "sleep 4242", grace_ms=30_000), b"", None, started.set)
     )
     await started.wait()
     other = await NativeSandbox.start(SandboxSettings(instance=INSTANCE))

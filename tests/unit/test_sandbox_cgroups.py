@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -244,3 +245,68 @@ def test_only_dead_launchers_of_ours_are_swept(tmp_path: Path) -> None:
         os.close(live)
     left = {path.name for path in base.iterdir()}
     assert left == {"outrider-live.2", "someone-else", cgroups.SELF_LEAF}
+
+
+def once(
+    monkeypatch: pytest.MonkeyPatch, module: object, call: str, then: Callable[[], None]
+) -> None:
+    """After the first `call` from now on, `then` happens: another launcher, at that moment."""
+    real = getattr(module, call)
+
+    def patched(*args: object, **fields: object) -> object:
+        monkeypatch.setattr(module, call, real)
+        result = real(*args, **fields)
+        then()
+        return result
+
+    monkeypatch.setattr(module, call, patched)
+
+
+@pytest.mark.parametrize("moment", ["mkdir", "open"])
+def test_a_directory_swept_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Two launchers start at once: one sweeps while the other has made its own, or opened it."""
+    base = os.open(folder(tmp_path / "cg"), os.O_RDONLY)
+    swept: list[str] = []
+    once(monkeypatch, os, moment, lambda: swept.extend(cgroups.sweep(base)))
+    lock = cgroups.make_locked(base, "outrider-new.1")
+    assert swept == ["outrider-new.1"]
+    assert cgroups.sweep(base) == [] and (tmp_path / "cg/outrider-new.1").is_dir()
+    assert os.path.samestat(os.fstat(lock), os.stat("outrider-new.1", dir_fd=base))
+    os.close(lock)
+    os.close(base)
+
+
+def test_one_made_again_is_not_swept_in_the_place_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who sweeps has opened a dead one, which another sweeps first; the name is in use again."""
+    base = os.open(folder(tmp_path / "cg/outrider-a.1").parent, os.O_RDONLY)
+    locks: list[int] = []
+
+    def replaced() -> None:
+        (tmp_path / "cg/outrider-a.1").rmdir()
+        locks.append(cgroups.make_locked(base, "outrider-a.1"))
+
+    once(monkeypatch, os, "open", replaced)
+    assert cgroups.sweep(base) == [] and (tmp_path / "cg/outrider-a.1").is_dir()
+    os.close(locks[0])
+    os.close(base)
+
+
+def test_one_that_is_swept_right_now_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder(tmp_path / "cg/outrider-a.1")
+    base = os.open(path.parent, os.O_RDONLY)
+    sweeping = cgroups.lock_directory(base, "outrider-a.1")
+
+    def removed(_s: float) -> None:
+        if path.exists():
+            path.rmdir()
+            os.close(sweeping)
+
+    monkeypatch.setattr(time, "sleep", removed)
+    os.close(cgroups.make_locked(base, "outrider-a.1"))
+    os.close(base)
