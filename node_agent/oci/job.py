@@ -225,7 +225,8 @@ class OciJob(Job):
             self.cgroup.limit_cpu(spec.cpu_millis)
         log = f"{self._bundle}/log"
         command = [*shared.command("--log", log, "--log-format", "json", "run"), *words, self._name]
-        whole = shared.runtime.own_kernel or shared.tree.kind == "hybrid"
+        hybrid = shared.tree.kind == "hybrid" and not shared.runtime.joins_v2
+        whole = shared.runtime.own_kernel or hybrid
         pid = _spawn_in(self.cgroup.into_fd if whole else None, self._join_fds, command, stdio)
         self._close_join_fds()
         self._runtime_pid = shared.children.know_starter(pid, f"{self._bundle}/pid")
@@ -401,7 +402,7 @@ def _make_folders(base: str, path: str, ids: tuple[int, int]) -> None:
 def _spawn_in(
     cgroup_fd: int | None, join_fds: list[int], command: list[str], stdio: list[int]
 ) -> int:
-    """As ``_spawn``, in cgroups of the job: on a hybrid host in its v2 cgroup, which runtimes know
+    """As ``_spawn``, in cgroups of the job: on a hybrid host in its v2 cgroup, which runc knows
     nothing of, and which counts its CPU time and kills it as a whole; with ``join_fds`` in all."""
     if cgroup_fd is None and not join_fds:
         return _spawn(command, stdio)

@@ -21,7 +21,9 @@ class Kind(NamedTuple):
 
     ``version_min``: older ones are refused. ``version_good``: older ones are used and remarked
     upon. ``detaches``: `run --detach` leaves the job to us. ``holds_namespaces``: it can join a pid
-    namespace. ``own_kernel``: a kernel of its own, which wants no seccomp profile.
+    namespace. ``own_kernel``: a kernel of its own, which wants no seccomp profile. ``joins_v2``: it
+    puts the job into the v2 cgroup of a hybrid host, too; where it is in that itself and cannot
+    start the job, it tries to remove it for five seconds.
     """
 
     options: tuple[str, ...]
@@ -30,6 +32,7 @@ class Kind(NamedTuple):
     good_because: str
     detaches: bool = True
     own_kernel: bool = False
+    joins_v2: bool = False
 
     @property
     def pids_spare(self) -> int:
@@ -38,7 +41,7 @@ class Kind(NamedTuple):
 
 
 KINDS: Final[dict[str, Kind]] = {
-    "crun": Kind((), (1, 8), (1, 8), ""),
+    "crun": Kind((), (1, 8), (1, 8), "", joins_v2=True),
     "runc": Kind(
         (),
         (1, 1),
@@ -67,6 +70,7 @@ class Runtime(NamedTuple):
     holds_namespaces: bool
     own_kernel: bool
     pids_spare: int
+    joins_v2: bool
     note: str
 
 
@@ -103,7 +107,7 @@ def find(name: str, path: str = "") -> Runtime:
         note = f"{name} {text} is older than {good}: {kind.good_because}"
     return Runtime(
         name, str(Path(found).absolute()), text, kind.options, kind.detaches, kind.detaches,
-        kind.own_kernel, kind.pids_spare, note,
+        kind.own_kernel, kind.pids_spare, kind.joins_v2, note,
     )  # fmt: skip
 
 
