@@ -179,8 +179,9 @@ class Client:
     def submit(self, jobs: Job | Submission | Iterable[Job | Submission]) -> Handle | list[Handle]:
         """Submits one job or many; returns once Kafka has them all (`acks=all`).
 
-        A job whose id was submitted before is refused by the leader: ids make retries of a
-        submission safe. Raises ConfigError, InvalidRecordError (the job), PlatformFaultError.
+        A job whose id was submitted before is refused by the leader, and its handle is of the first
+        one: ids make retries of a submission safe. Raises ConfigError, InvalidRecordError (the
+        job), PlatformFaultError.
         """
         if isinstance(jobs, Job | Submission):
             return self._submit([jobs])[0]
@@ -191,12 +192,13 @@ class Client:
         follower = self._follow()
         progress = [follower.watch(submission.spec.id) for submission in whole]
         try:
-            for one, submitted in zip(progress, self._produce(whole), strict=True):
-                one.source = submitted.source
+            places = self._produce(whole)
         except BaseException:
             for one in progress:
-                follower.forget(one.job)
+                follower.forget(one)
             raise
+        for one, submitted in zip(progress, places, strict=True):
+            follower.begin(one, submitted.source)
         return [Handle(self, one) for one in progress]
 
     def send(self, jobs: Iterable[Job | Submission]) -> list[Submitted]:

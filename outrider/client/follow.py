@@ -13,7 +13,8 @@ from dataplane.ledger import LedgerReader, read_ledger
 from dataplane.tail import watermarks
 from idl.errors import PlatformFaultError
 from idl.ids import PoolName
-from idl.ledger import Decision, LedgerEntry
+from idl.jobs import SourceRef
+from idl.ledger import Decision, Ingested, LedgerEntry, Rejected
 from idl.settings import ClusterSettings, KafkaSettings
 from idl.topics import TopicNames
 from outrider.client.progress import JobProgress, job_of
@@ -60,6 +61,19 @@ def _seed(gate: TermGate, entries: list[LedgerEntry]) -> bool:
     return gate.seq > 0
 
 
+class Life:
+    """What the ledger tells of one id: of the newest job that bore it, or of refusals alone."""
+
+    def __init__(self) -> None:
+        self.decisions: list[tuple[int, Decision]] = []
+
+    def take(self, at_ms: int, decision: Decision) -> None:
+        """The next decision about this id."""
+        if isinstance(decision, Ingested):
+            self.decisions.clear()
+        self.decisions.append((at_ms, decision))
+
+
 class Follower:
     """Tails the ledger on a thread of its own and moves the jobs it was asked to watch.
 
@@ -70,7 +84,8 @@ class Follower:
         """Connects; from here on no decision is missed. Raises BrokerUnavailableError."""
         self._kafka, self._pool = settings.kafka, settings.pool
         self._lock = threading.Lock()
-        self._jobs: dict[str, JobProgress] = {}
+        self._jobs: dict[str, list[JobProgress]] = {}
+        """Those that have not ended; several where an id was submitted again."""
         self._failure: PlatformFaultError | None = None
         self.stalled = ""
         """Why no broker answers right now; empty while one does."""
@@ -87,22 +102,37 @@ class Follower:
         self._reader.start()
 
     def watch(self, job: str) -> JobProgress:
-        """Follows a job that is about to be submitted (or is watched already)."""
+        """Follows a job that is about to be submitted; what is told of it waits for `begin`."""
+        progress = JobProgress(job)
         with self._lock:
-            return self._watched(job)
-
-    def _watched(self, job: str) -> JobProgress:
-        progress = self._jobs.get(job)
-        if progress is None:
-            progress = self._jobs[job] = JobProgress(job)
-            if self._failure is not None:
-                progress.ended.set_exception(self._failure)
+            self._add(progress)
         return progress
 
-    def forget(self, job: str) -> None:
+    def begin(self, progress: JobProgress, source: SourceRef) -> None:
+        """The submission is in Kafka, as this record. Raises nothing: failures are the job's."""
+        with self._lock:
+            progress.source = source
+            self._release(progress)
+        self._follow_the_first([progress])
+
+    def _add(self, progress: JobProgress) -> None:
+        progress.held = []
+        if self._failure is not None:
+            progress.ended.set_exception(self._failure)
+        else:
+            self._jobs.setdefault(progress.job, []).append(progress)
+
+    def forget(self, progress: JobProgress) -> None:
         """Follows a job no longer: its memory is given back."""
         with self._lock:
-            self._jobs.pop(job, None)
+            self._drop(progress)
+
+    def _drop(self, progress: JobProgress) -> None:
+        followed = self._jobs.get(progress.job, [])
+        if progress in followed:
+            followed.remove(progress)
+        if not followed:
+            self._jobs.pop(progress.job, None)
 
     def recall(self, job: str) -> JobProgress | None:
         """Follows a job from its first decision on: reads the whole ledger once.
@@ -111,38 +141,63 @@ class Follower:
         """
         with self._lock:
             known = self._jobs.get(job)
-            if known is not None:
-                return known
-            progress = self._watched(job)
-            progress.held = []
+            if known:
+                return known[0]
+            progress = JobProgress(job)
+            self._add(progress)
         try:
-            found = self._read_past(progress)
+            self._catch_up([progress])
         except BaseException:
-            self.forget(job)
+            self.forget(progress)
             raise
-        with self._lock:
-            for offset, at_ms, decision in progress.held:
-                if offset >= progress.next_offset:
-                    progress.apply(at_ms, decision)
-                    found = True
-            progress.held = None
-        if not found:
-            self.forget(job)
+        if progress.phase is None and not progress.refuse():
+            self.forget(progress)
             return None
         return progress
 
-    def _read_past(self, progress: JobProgress) -> bool:
-        gate, found = TermGate(), False
+    def _follow_the_first(self, progresses: list[JobProgress]) -> None:
+        """A submission that was refused because its id is taken: the job is the first one's."""
+        taken = [p for p in progresses if p.taken and not p.ended.done()]
+        if not taken:
+            return
+        try:
+            self._catch_up(taken)
+        except PlatformFaultError as error:
+            for progress in taken:
+                progress.ended.set_exception(error)
+        for progress in taken:
+            if progress.phase is None:  # longer ago than the ledger goes back
+                progress.refuse()
+            if progress.ended.done():
+                self.forget(progress)
+
+    def _catch_up(self, progresses: list[JobProgress]) -> None:
+        """Reads what the ledger knows of their jobs, then what was decided meanwhile."""
+        with self._lock:
+            for progress in progresses:
+                progress.restart()
+        lives = {progress.job: Life() for progress in progresses}
+        gate = TermGate()
         for offset, entry in read_ledger(self._kafka, self._pool):
             if gate.judge(offset, entry).valid:
                 for decision in entry.decisions:
-                    if job_of(decision) == progress.job:
-                        progress.apply(entry.at_ms, decision)
-                        found = True
-            progress.next_offset = offset + 1
-        return found
+                    if (life := lives.get(job_of(decision))) is not None:
+                        life.take(entry.at_ms, decision)
+        with self._lock:
+            for progress in progresses:
+                progress.next_offset = gate.next_offset
+                for at_ms, decision in lives[progress.job].decisions:
+                    progress.apply(at_ms, decision)
+                self._release(progress)
+
+    def _release(self, progress: JobProgress) -> None:
+        """Takes what was decided while it was held."""
+        held, progress.held = progress.held or [], None
+        for offset, at_ms, decision in held:
+            self._apply(progress, offset, at_ms, decision)
 
     def _read(self, entries: list[tuple[int, LedgerEntry]]) -> None:
+        refused: list[JobProgress] = []
         for offset, entry in entries:
             verdict = self._gate.judge(offset, entry)
             if verdict.reason == "term_not_started":
@@ -152,22 +207,27 @@ class Follower:
             if verdict.valid:
                 with self._lock:
                     for decision in entry.decisions:
-                        self._move(offset, entry.at_ms, decision)
+                        followed = self._jobs.get(job_of(decision), ())
+                        for progress in tuple(followed):
+                            self._apply(progress, offset, entry.at_ms, decision)
+                        if isinstance(decision, Rejected):
+                            refused += followed
+        self._follow_the_first(refused)
         self._reader.done(len(entries))
 
-    def _move(self, offset: int, at_ms: int, decision: Decision) -> None:
-        progress = self._jobs.get(job_of(decision))
-        if progress is None:
-            return
+    def _apply(self, progress: JobProgress, offset: int, at_ms: int, decision: Decision) -> None:
         if progress.held is not None:
             progress.held.append((offset, at_ms, decision))
-        else:
+        elif offset >= progress.next_offset:
             progress.apply(at_ms, decision)
+            if progress.ended.done():
+                self._drop(progress)
 
     def _fail(self, error: PlatformFaultError) -> None:
         with self._lock:
             self._failure = error
-            waiting = [p for p in self._jobs.values() if not p.ended.done()]
+            waiting = [p for followed in self._jobs.values() for p in followed]
+            self._jobs.clear()
         for progress in waiting:
             progress.ended.set_exception(error)
 

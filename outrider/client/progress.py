@@ -9,6 +9,7 @@ from concurrent.futures import Future
 import msgspec
 
 from dataplane.core.jobs import Phase
+from dataplane.core.state import DUPLICATE_CODE
 from idl.jobs import SourceRef
 from idl.ledger import (
     Assigned,
@@ -82,8 +83,8 @@ class JobProgress:
     """
 
     __slots__ = (
-        "_node", "attempt", "attempts", "ended", "held", "job", "next_offset", "phase", "source",
-        "why",
+        "_node", "_refusal", "attempt", "attempts", "ended", "held", "job", "next_offset", "phase",
+        "source", "taken", "why",
     )  # fmt: skip
 
     def __init__(self, job: str) -> None:
@@ -99,6 +100,9 @@ class JobProgress:
         """Decisions that arrived while the ledger's past is still being read."""
         self.source: SourceRef | None = None
         """This submission's own record; None for a job that somebody else submitted."""
+        self.taken = False
+        """The submission was refused, because its id is another's: this job is that one."""
+        self._refusal: Rejected | None = None
         self._node = ""
 
     def status(self) -> JobStatus:
@@ -113,8 +117,8 @@ class JobProgress:
         match decision:
             case Ingested():
                 self.phase = Phase.PENDING
-            case Rejected() if self._is_ours(decision):
-                self._reject(decision)
+            case Rejected():
+                self._rejected(decision)
             case Waiting():
                 self.why = f"{decision.code}: {decision.message}"
             case Assigned():
@@ -136,13 +140,28 @@ class JobProgress:
             case Cancelled():
                 self._end(Phase.CANCELLED, at_ms, "cancelled", decision.by)
 
-    def _is_ours(self, rejected: Rejected) -> bool:
+    def _rejected(self, rejected: Rejected) -> None:
         """Another submission under the same id is refused without touching this job."""
-        return self.source == rejected.source or (self.source is None and self.phase is None)
+        if self.source is None:
+            self._refusal = rejected  # somebody's; ours where nothing else is known of the id
+        elif self.source == rejected.source:
+            self._refusal = rejected
+            self.taken = rejected.code == DUPLICATE_CODE
+            if not self.taken:
+                self.refuse()
 
-    def _reject(self, rejected: Rejected) -> None:
-        if not self.ended.done():
-            self.ended.set_exception(JobRejectedError(self.job, rejected.code, rejected.reason))
+    def refuse(self) -> bool:
+        """Ends it by the refusal that was told; False where none was."""
+        refusal = self._refusal
+        if refusal is not None and not self.ended.done():
+            self.ended.set_exception(JobRejectedError(self.job, refusal.code, refusal.reason))
+        return refusal is not None
+
+    def restart(self) -> None:
+        """Knows nothing of the job yet, and holds what is decided from now on."""
+        self.phase, self.attempt, self.why, self._node = None, 0, "", ""
+        self.attempts.clear()
+        self.held = self.held or []
 
     def _end(self, phase: Phase, at_ms: int, code: str = "", reason: str = "") -> None:
         self.phase = phase

@@ -24,7 +24,7 @@ from node_agent.sandbox.settings import BACKENDS, Backend, SandboxSettings
 from tests.attacks.runner import host_state, leftovers
 from tests.images import Layout, layer_of_folder, tiny_root
 
-INSTANCE = "attacks-images"
+INSTANCE = f"attacks-images-{os.getpid()}"
 _PRIVATE = ("/proc", "/dev", "/tmp", "/work")
 
 WRITES = """

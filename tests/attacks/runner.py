@@ -28,7 +28,7 @@ from node_agent.sandbox.settings import (
 from tests.attacks.checks import Seen
 from tests.attacks.table import ATTACKS, PRELUDE, Attack
 
-INSTANCE = "attacks"
+INSTANCE = f"attacks-{os.getpid()}"
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _PARALLEL = 2
 SLEEPERS = re.compile(rb"sleep\x00424[23]\b")

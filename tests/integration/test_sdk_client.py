@@ -8,7 +8,7 @@ from idl.errors import ConfigError
 from idl.ledger import Cancelled, DeadLettered, Finished, Rejected, RetryScheduled, TermStarted
 from idl.settings import KafkaSettings
 from outrider.client.aio import AsyncClient
-from outrider.client.client import Client, JobNotFoundError
+from outrider.client.client import Client, Handle, JobNotFoundError
 from outrider.client.errors import JobCancelledError, JobFailedError, JobRejectedError
 from outrider.client.follow import SEED_ENTRIES, Follower
 from outrider.client.job import Job
@@ -94,6 +94,62 @@ def test_cancelled_and_rejected_jobs_raise_their_own_errors(
     assert not refused.done
 
 
+def refuse(leader: FakeLeader, handle: Handle, code: str = "duplicate") -> None:
+    place = handle._progress.source
+    assert place is not None
+    leader._taken.add(place)
+    leader.append(Rejected(queue=QUEUE, source=place, job=handle.job, code=code, reason="told"))
+
+
+def test_the_second_submission_of_an_id_is_the_first_job(
+    client: Client, leader: FakeLeader
+) -> None:
+    """While it runs, once it has ended, and from a process that knows nothing of the first."""
+    first = client.submit(Job("a", id="same"))
+    leader.ingest()
+    leader.start("same")
+    again = client.submit(Job("a", id="same"))
+    refuse(leader, again)
+    with Client(cluster_settings(leader.kafka)) as other:
+        elsewhere = other.submit(Job("a", id="same"))
+        refuse(leader, elsewhere)
+        leader.finish("same", result=b"once")
+        for handle in (first, again, elsewhere):
+            assert handle.result(WAIT_S) == b"once"
+            assert len(handle.status().attempts) == 1
+        late = other.submit(Job("a", id="same"))
+        refuse(leader, late)
+        assert late.result(WAIT_S) == b"once"
+        assert not other._follow()._jobs, "what has ended is not remembered"
+    assert not client._follow()._jobs
+
+
+def test_a_duplicate_of_a_job_that_the_ledger_has_forgotten_is_rejected(
+    client: Client, leader: FakeLeader
+) -> None:
+    handle = client.submit(Job("a", id="old"))
+    refuse(leader, handle)
+    with pytest.raises(JobRejectedError, match="duplicate"):
+        handle.wait(WAIT_S)
+
+
+def test_a_submission_that_was_corrected_is_another_one(client: Client, leader: FakeLeader) -> None:
+    wrong = client.submit(Job("a", id="fix"))
+    refuse(leader, wrong, "over-limit")
+    with pytest.raises(JobRejectedError):
+        wrong.wait(WAIT_S)
+    with Client(cluster_settings(leader.kafka)) as early, pytest.raises(JobRejectedError):
+        early.job("fix").wait(WAIT_S)
+    right = client.submit(Job("a", id="fix"))
+    assert not right.done
+    assert leader.ingest() == ["fix"]
+    leader.start("fix")
+    leader.finish("fix", result=b"fixed")
+    assert right.result(WAIT_S) == b"fixed"
+    with Client(cluster_settings(leader.kafka)) as late:
+        assert late.job("fix").result(WAIT_S) == b"fixed"
+
+
 def test_a_zombies_entries_move_nothing(client: Client, leader: FakeLeader) -> None:
     handle = client.submit(Job("x", id="mine"))
     leader.ingest()
@@ -136,7 +192,8 @@ def test_a_follower_that_starts_late_seeds_its_gate_from_the_last_entries(
         zombie.close()
         progress = follower.watch("later")
         with Client(cluster_settings(leader.kafka)) as client:
-            client.send([Job("x", id="later")])
+            (sent,) = client.send([Job("x", id="later")])
+        follower.begin(progress, sent.source)
         leader.ingest()
         leader.append(Cancelled(job="later"))
         assert progress.ended.result(WAIT_S).phase == "cancelled"

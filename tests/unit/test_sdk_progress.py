@@ -77,12 +77,22 @@ def test_only_the_rejection_of_ones_own_submission_counts() -> None:
         2, Rejected(queue="default", source=other, job="j", code="duplicate", reason="known")
     )
     assert not progress.ended.done()
-    fresh = JobProgress("j")
-    fresh.apply(
-        2, Rejected(queue="default", source=other, job="j", code="duplicate", reason="known")
+    found = JobProgress("j")  # of a submission that is not ours
+    found.apply(2, Rejected(queue="default", source=other, job="j", code="no-queue", reason="x"))
+    assert not found.ended.done() and found.refuse()
+    with pytest.raises(JobRejectedError, match="no-queue"):
+        found.ended.result(0)
+
+
+def test_a_refused_duplicate_is_the_job_that_has_the_id() -> None:
+    progress = JobProgress("j")
+    progress.source = HERE
+    progress.apply(
+        2, Rejected(queue="default", source=HERE, job="j", code="duplicate", reason="known")
     )
-    with pytest.raises(JobRejectedError, match="duplicate"):
-        fresh.ended.result(0)
+    assert progress.taken and not progress.ended.done()
+    progress.apply(3, Finished(job="j", attempt=1))
+    assert progress.ended.result(0).succeeded
 
 
 def entry(term: int, seq: int, leader: str = "c1") -> LedgerEntry:
