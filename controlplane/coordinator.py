@@ -54,7 +54,7 @@ from idl.control import (
     NodeReport,
 )
 from idl.dds import topics
-from idl.errors import OutriderError, PlatformFaultError
+from idl.errors import ConfigError, PlatformFaultError
 from idl.ids import CoordinatorId, Incarnation, scheduler_role
 from idl.ledger import LedgerEntry
 from idl.members import Members, merged
@@ -117,6 +117,8 @@ class PoolCoordinator:
         self._timer: asyncio.TimerHandle | None = None
         self._catch_up = CatchUp()
         self._opened: list[Callable[[], Awaitable[None]]] = []
+        self._storing: set[str] = set()
+        """Keys of dead letters on their way to Kafka: the core asks again while it waits."""
 
     @property
     def settings(self) -> ClusterSettings:
@@ -291,7 +293,7 @@ class PoolCoordinator:
                 else:
                     for order in self._core.step(event, self._now()):
                         self._perform(order)
-        except OutriderError as error:
+        except Exception as error:  # noqa: BLE001 - a bug ends the process, and not its timer alone
             self._crew.fail(error)
         finally:
             self._pumping = False
@@ -363,7 +365,7 @@ class PoolCoordinator:
             case ev.SetIntake():
                 self._intake.set(effect)
             case ev.WriteDeadLetter(letter=letter):
-                self._crew.spawn(self._store_dead_letter(letter))
+                self._keep(letter)
             case ev.PublishQueueState(state=state):
                 self._link.send(topics.QUEUE_STATE, state, state.term)
                 self._metrics.queue(state)
@@ -398,20 +400,30 @@ class PoolCoordinator:
             ev.AppendFailed(term=entry.term, seq=entry.seq, retryable=retryable, reason=str(error))
         )
 
+    def _keep(self, letter: DeadLetter) -> None:
+        if letter.key not in self._storing:
+            self._storing.add(letter.key)
+            self._crew.spawn(self._store_dead_letter(letter))
+
     async def _store_dead_letter(self, letter: DeadLetter) -> None:
         loop = asyncio.get_running_loop()
         kafka = self._settings.kafka
         while True:
             try:
-                original, content_type = await loop.run_in_executor(
-                    None, fetch_original, kafka, letter.source
-                )
+                try:
+                    original, content_type = await loop.run_in_executor(
+                        None, fetch_original, kafka, letter.source
+                    )
+                except ConfigError as error:  # its topic is gone, and the submission with it
+                    log.warning("dead letter without its original", extra={"reason": str(error)})
+                    original, content_type = None, ""
                 whole = with_original(letter, original, content_type)
                 await write_dead_letter(self._producer, kafka, whole)
             except PlatformFaultError as error:
                 log.warning("dead letter not stored yet", extra={"reason": str(error)})
                 await asyncio.sleep(DEAD_LETTER_RETRY_S)
             else:
+                self._storing.discard(letter.key)
                 self._to_core(ev.DeadLetterWritten(key=letter.key))
                 return
 

@@ -7,6 +7,8 @@ the ledger, so the queue moves on and nothing is lost in silence.
 import asyncio
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from controlplane.core.events import (
     CommandRead,
     CommandsRead,
@@ -64,7 +66,7 @@ def submission_of(record: KafkaRecord, queue: QueueName, payloads_topic: str) ->
         queue=queue,
         key=key_text(record),
         timestamp_ms=record.timestamp_ms,
-        spec=spec,
+        spec=replace(spec, payload=None, payload_ref=None),  # it waits here without its bytes
         payload=location_of(spec, source, payloads_topic),
     )
 

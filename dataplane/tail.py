@@ -107,7 +107,7 @@ class Tail:
         self._ending = threading.Event()
         self._ended = False
         self._asked: set[Future[dict[tuple[str, int], int]]] = set()
-        self._silent = False
+        self._silent = self._broken = False
         self._thread = threading.Thread(target=self._run, name=f"kafka-{name}", daemon=True)
 
     def start(self) -> None:
@@ -392,7 +392,23 @@ class Tail:
             self._next[Partition(record.topic, record.partition)] = record.offset + 1
         with self._lock:
             self._outstanding += len(batch)
-        self._call(self._on_records, batch)
+        self._call(self._take, batch)
+
+    def _take(self, batch: list[KafkaRecord]) -> None:
+        """Hands a batch on. A bug there ends the reading: what was not taken in is not passed."""
+        if self._broken:
+            return
+        try:
+            self._on_records(batch)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+            self._broken = True
+            log.exception("%s: a bug in what takes the records in", self._name)
+            first = f"{batch[0].topic}[{batch[0].partition}]@{batch[0].offset}"
+            self._fail(
+                PlatformFaultError(
+                    f"{self._name}: records from {first} on were not taken: {error!r}"
+                )
+            )
 
     def _judge(self, error: KafkaError, where: str) -> None:
         fault = reading_fault(error, self._settings, where)

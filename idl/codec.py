@@ -1,7 +1,7 @@
 """Bytes ↔ records, once, at the edge. Everything beyond this module is a typed Struct.
 
 Raises InvalidRecordError with a stable `code`: `not-utf8-json`, `not-msgpack`, `invalid-spec`,
-`unknown-version`, `unknown-content-type`, `empty`, `too-large`.
+`unknown-version`, `unknown-content-type`, `empty`, `too-large`, `out-of-range`.
 """
 
 from typing import Final, TypeVar
@@ -38,10 +38,19 @@ def guess_content_type(value: bytes, declared: str = "") -> str:
 
 
 def _decode(value: bytes, content_type: str, kind: type[_T]) -> _T:
-    if content_type == JSON:
-        return msgspec.json.decode(value, type=kind)
-    if content_type == MSGPACK:
-        return msgspec.msgpack.decode(value, type=kind)
+    """Raises InvalidRecordError, msgspec.MsgspecError or UnicodeDecodeError, and nothing else,
+    whatever the bytes are."""
+    try:
+        if content_type == JSON:
+            found = msgspec.json.decode(value, type=kind)
+            _msgpack.encode(found)  # as the ledger will have it: integers of any size are JSON
+            return found
+        if content_type == MSGPACK:
+            return msgspec.msgpack.decode(value, type=kind)
+    except RecursionError as error:
+        raise InvalidRecordError("out-of-range", "it is nested too deeply") from error
+    except OverflowError as error:
+        raise InvalidRecordError("out-of-range", "a number has more than 64 bits") from error
     raise InvalidRecordError(
         "unknown-content-type",
         f"content-type {content_type!r} is not known; use {JSON} or {MSGPACK}",
@@ -140,5 +149,5 @@ def decode_body(text: str, kind: type[_R]) -> _R:
     """A control message body. Raises InvalidRecordError."""
     try:
         return msgspec.json.decode(text, type=kind)
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise InvalidRecordError("invalid-body", f"{kind.__name__}: {error}") from error

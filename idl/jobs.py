@@ -263,6 +263,7 @@ def _check_numbers(spec: JobSpec) -> None:
     _require(1.0 <= spec.retry.factor <= 100.0, "retry.factor must be between 1 and 100")
     _check_range("priority", spec.priority, -bound.PRIORITY_MAX, bound.PRIORITY_MAX)
     _check_range("start_within_ms", spec.start_within_ms, 0, bound.WALL_MS_MAX)
+    _check_range("submitted_ms", spec.submitted_ms, 0, bound.EPOCH_MS_MAX)
 
 
 def is_file_name(name: str) -> bool:
@@ -277,6 +278,12 @@ def is_file_name(name: str) -> bool:
     )
 
 
+def _check_place(what: str, ref: PayloadRef) -> None:
+    """Numbers as Kafka has them: a partition is an int32, an offset an int64."""
+    _check_range(f"{what}.partition", ref.partition, 0, 2**31 - 1)
+    _check_range(f"{what}.offset", ref.offset, 0, 2**62)
+
+
 def _check_input(name: str, given: JobInput) -> None:
     what = f"input {name[:80]!r}"
     _require(is_file_name(name), f"{what} is not a relative path of printable names without '..'")
@@ -286,7 +293,7 @@ def _check_input(name: str, given: JobInput) -> None:
     )
     _check_range(f"{what}: size in bytes", given.size_bytes, 0, bound.PAYLOAD_BYTES_MAX)
     if given.ref is not None:
-        _check_range(f"{what}: ref.offset", given.ref.offset, 0, 2**62)
+        _check_place(f"{what}: ref", given.ref)
         _require(bool(given.ref.sha256), f"{what}: ref.sha256 is missing")
 
 
@@ -379,6 +386,11 @@ def validate_spec(spec: JobSpec) -> None:
             not name or is_valid_name(name),
             f"{field} {name[:40]!r} is not a name; use letters, digits, '.', '_', '-', at most 128",
         )
+    for field, text in (("name", spec.name), ("submitter", spec.submitter)):
+        _require(
+            len(text) <= bound.TEXT_CHARS_MAX,
+            f"{field} has {len(text)} characters, at most {bound.TEXT_CHARS_MAX}",
+        )
     _require(
         not spec.image or is_valid_name(spec.image),
         f"image {spec.image[:40]!r} is not a name; an operator gives images names of letters, "
@@ -398,7 +410,7 @@ def validate_spec(spec: JobSpec) -> None:
     if spec.payload_ref is not None:
         _check_range("payload_ref.size_bytes", spec.payload_ref.size_bytes, 0,
                      bound.PAYLOAD_BYTES_MAX)  # fmt: skip
-        _check_range("payload_ref.offset", spec.payload_ref.offset, 0, 2**62)
+        _check_place("payload_ref", spec.payload_ref)
 
 
 def without_payload(spec: JobSpec, job: JobId) -> JobSpec:

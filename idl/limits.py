@@ -77,5 +77,9 @@ GPU_NAME_CHARS_MAX: Final = 96
 WALL_MS_MAX: Final = 30 * 86_400_000
 PRIORITY_MAX: Final = 1_000_000
 """Sanity bounds of a spec: beyond any machine of today, so what exceeds them is a typing error."""
+EPOCH_MS_MAX: Final = 2**53
+"""Epoch ms that every reader can hold, JavaScript among them."""
+TEXT_CHARS_MAX: Final = 256
+"""Of a job's `name` and `submitter`, for people: ENDED_JOBS_KEPT of them are remembered."""
 ATTEMPTS_MAX: Final = 100
 """A job retried more often than this is a loop, not a retry."""

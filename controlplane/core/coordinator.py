@@ -201,8 +201,8 @@ class Coordinator:
             self._pace.held_until_ms,
             self._lost_check_ms,
             self._lead_since_ms + WAITING_GRACE_MS,
-            state.backing_off[0][0] if state.backing_off else 0,
-            state.deadlines[0][0] if state.deadlines else 0,
+            state.backing_off.first_ms,
+            state.deadlines.first_ms,
             now_ms + 1 if self._inputs.scheduler.cut_short else 0,
             self._book.leases.next_look_ms(now_ms),
         )

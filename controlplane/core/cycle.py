@@ -204,6 +204,11 @@ class Cycle:
                     return
         gone = self.given.watch.gone
         for job_id, found in list(gone.items()):
+            if (
+                job_id in self.state.jobs
+                and self.state.jobs[job_id].node in self.batch.nodes_changed
+            ):
+                continue  # the entry says something of its node first: see the next one
             if self.state.is_current(job_id, found.attempt):
                 job = self.state.jobs[job_id]
                 if not self._release(job, found.outcome, found.detail):
@@ -274,10 +279,9 @@ class Cycle:
             return True
         by, command = shorten(record.by), record.command
         if isinstance(command, TransferLeader):
-            leads = self.state.gate.leader  # that is us
-            refused = f"{leads} leads already" if command.to == leads else ""
-            said = Commanded(source=read.source, command=command, by=by, refused=refused)
-            self.batch.add(said, size_bytes=len(command.to))
+            refused = self._why_not_transfer(command.to)
+            order = None if refused else command
+            self.batch.add(Commanded(source=read.source, command=order, by=by, refused=refused))
             return True
         if isinstance(command, AddMember | RemoveMember):
             return self._change_members(read, command, by)
@@ -297,6 +301,13 @@ class Cycle:
         )  # fmt: skip
         self.batch.nodes_changed.add(command.node)
         return True
+
+    def _why_not_transfer(self, to: str) -> str:
+        leads = self.state.gate.leader  # that is us
+        names = [peer.name for peer in self.state.members or self.given.members]
+        if to and names and to not in names:
+            return f"{shorten(to)!r} is no coordinator (there: {', '.join(names)})"
+        return f"{leads} leads already" if to == leads else ""
 
     def _change_members(self, read: CommandRead, order: AddMember | RemoveMember, by: str) -> bool:
         """One change an entry; a new leader first hears who answers, which takes a heartbeat."""

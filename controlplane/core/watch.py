@@ -41,10 +41,12 @@ _NOT_TAKEN: Final[tuple[Outcome, str]] = ("platform", "node never took the attem
 class _Heard:
     """One node's voice."""
 
-    __slots__ = ("ended", "heard_ms", "missing", "report")
+    __slots__ = ("ended", "heard_ms", "missing", "report", "since_ms")
 
     def __init__(self) -> None:
         self.heard_ms = 0
+        self.since_ms = 0
+        """When its process, by its incarnation, was heard first."""
         self.report: NodeReport | None = None
         self.missing: dict[str, tuple[int, int]] = {}
         """Current attempts that full lists leave out: job → (attempt, since ms)."""
@@ -129,6 +131,8 @@ class Watch:
             heard = self._heard[report.node] = _Heard()
         elif self._outdated(heard, report.incarnation, now_ms):
             return
+        if heard.report is None or heard.report.incarnation != report.incarnation:
+            heard.since_ms = now_ms
         heard.report, heard.heard_ms = report, now_ms
         self.changed[report.node] = None
 
@@ -237,12 +241,20 @@ class Watch:
 
     def silent(self, state: PoolState, now_ms: int) -> Iterator[NodeLost]:
         """Nodes silent for NodeTiming.lost_ms since the later of their last message and the
-        moment when this leader began to listen."""
+        moment when this leader began to listen.
+
+        A process older than the ledger's does not speak for its node: its state directory is a new
+        one and its clock was set back, so that the attempts of the ledger's are not there.
+        """
         for node in state.nodes.values():
             if node.lost:
                 continue
             heard = self._heard.get(node.name)
-            since = max(heard.heard_ms if heard else 0, self._listening_since_ms)
+            spoke_ms, why = heard.heard_ms if heard else 0, ""
+            if heard and heard.report and heard.report.incarnation < node.incarnation:
+                spoke_ms = heard.since_ms
+                why = f", but for an agent of an earlier incarnation {heard.report.incarnation}"
+            since = max(spoke_ms, self._listening_since_ms)
             if now_ms - since >= self._timing.lost_ms:
-                reason = f"silent for {now_ms - since} ms"
+                reason = f"silent for {now_ms - since} ms{why}"
                 yield NodeLost(node=node.name, incarnation=node.incarnation, reason=reason)

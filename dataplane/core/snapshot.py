@@ -5,7 +5,6 @@ heaps, free room) is built again. A restored state is the same for every purpose
 digest, same decisions from the same tail. Bytes and Kafka are in `dataplane.snapshots`.
 """
 
-from heapq import heappush
 from typing import Final, NamedTuple
 
 import msgspec
@@ -152,7 +151,7 @@ def _index(state: PoolState, job: Job) -> None:
     if job.phase is Phase.PENDING:
         state.pending.add(job.shape, job.rank, job.id)
     elif job.phase is Phase.BACKING_OFF:
-        heappush(state.backing_off, (job.not_before_ms, job.attempt, job.id))
+        state.watch_back_off(job)
     if job.phase in WAITING:
         state.watch_deadline(job)
 

@@ -9,11 +9,11 @@ raises InvariantBrokenError: history must not be guessed at.
 import hashlib
 from collections import deque
 from collections.abc import Callable
-from heapq import heappop, heappush
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from dataplane.core.due import Due, DueHeap
 from dataplane.core.jobs import (
     ENDED,
     PLACED,
@@ -123,10 +123,8 @@ class PoolState:
         self.dead_letters_due: dict[str, DeadLetter] = {}
         """Dead letters not yet known to be in Kafka, by key, oldest first, without `original`."""
         self.pending = PendingIndex()
-        self.backing_off: list[tuple[int, int, str]] = []
-        """Heap of (not_before_ms, attempt, job); entries of jobs that moved on are stale."""
-        self.deadlines: list[tuple[int, str]] = []
-        """Heap of (start deadline ms, job); entries of jobs that moved on are stale."""
+        self.backing_off = DueHeap(self._backs_off)
+        self.deadlines = DueHeap(self._waits_to_start)
         self._overdue: dict[str, None] = {}
         self.room_version = 0
         """Grows when room may have appeared: what did not fit before may fit now."""
@@ -192,18 +190,16 @@ class PoolState:
         Touches the pending index alone: what the state *says* changes only by `apply`.
         """
         woken = 0
-        while self.backing_off and self.backing_off[0][0] <= now_ms:
-            _, attempt, job_id = heappop(self.backing_off)
-            job = self.jobs.get(job_id)
-            if job and job.phase is Phase.BACKING_OFF and job.attempt == attempt:
-                self.pending.add(job.shape, job.rank, job_id)
-                woken += 1
+        for due in self.backing_off.take(now_ms):
+            job = self.jobs[due.job]
+            self.pending.add(job.shape, job.rank, job.id)
+            woken += 1
         return woken
 
     def overdue(self, now_ms: int) -> list[Job]:
         """Waiting jobs of which no attempt has started within their time. Changes nothing said."""
-        while self.deadlines and self.deadlines[0][0] <= now_ms:
-            self._overdue[heappop(self.deadlines)[1]] = None
+        for due in self.deadlines.take(now_ms):
+            self._overdue[due.job] = None
         found: list[Job] = []
         for job_id in list(self._overdue):
             job = self.jobs.get(job_id)
@@ -372,7 +368,7 @@ class PoolState:
         job = self._live(decision.job)
         self._move(job, Cause.RETRY_SCHEDULED, at, shorten(decision.reason))
         job.not_before_ms = decision.not_before_ms
-        heappush(self.backing_off, (job.not_before_ms, job.attempt, job.id))
+        self.watch_back_off(job)
         self.watch_deadline(job)
 
     def _dead_lettered(self, decision: ledger.DeadLettered, at: _At) -> None:
@@ -491,7 +487,19 @@ class PoolState:
     def watch_deadline(self, job: Job) -> None:
         """Lets `overdue` find a waiting job that has a deadline to start by."""
         if job.start_deadline_ms:
-            heappush(self.deadlines, (job.start_deadline_ms, job.id))
+            self.deadlines.push(Due(job.start_deadline_ms, 0, job.id), len(self.jobs))
+
+    def _waits_to_start(self, due: Due) -> bool:
+        job = self.jobs.get(due.job)
+        return job is not None and job.phase in WAITING and job.start_deadline_ms > 0
+
+    def watch_back_off(self, job: Job) -> None:
+        """Lets `wake` find a job that is backing off."""
+        self.backing_off.push(Due(job.not_before_ms, job.attempt, job.id), len(self.jobs))
+
+    def _backs_off(self, due: Due) -> bool:
+        job = self.jobs.get(due.job)
+        return job is not None and job.phase is Phase.BACKING_OFF and job.attempt == due.attempt
 
     def _offer_changed(self) -> None:
         self.nodes_version += 1

@@ -10,6 +10,7 @@ from idl import ledger as d
 from idl.control import AttemptStatus, AttemptView, IntentItem, NodeReport
 from idl.ids import CoordinatorId, Incarnation, PoolName
 from idl.jobs import JobSpec, LimitName, Resources, Retry, SourceRef
+from idl.members import Members
 from idl.records import AttemptResult, CommandRecord, Outcome
 from idl.settings import NodeTiming, QueuePolicy
 
@@ -118,11 +119,11 @@ class Story:
 class Hand:
     """One coordinator, driven by hand: what it appends is read back when the test says so."""
 
-    def __init__(self, lead: bool = True, **policy: Any) -> None:
+    def __init__(self, lead: bool = True, members: Members = (), **policy: Any) -> None:
         self.now = 1_000_000
         self.core = Coordinator(
             CoordinatorId("c1"), Incarnation(1), PoolName("main"),
-            {"default": QueuePolicy(**policy)}, TIMING,
+            {"default": QueuePolicy(**policy)}, TIMING, members,
         )  # fmt: skip
         self.out: list[e.CoordinatorEffect] = []
         self.offset = 0
@@ -198,13 +199,7 @@ class Hand:
         return self.settle()
 
     def node(self, node: d.NodeSeen | None = None) -> list[d.Decision]:
-        node = node or seen()
-        report = NodeReport(
-            pool="main", node=node.node, incarnation=node.incarnation, capacity=node.capacity,
-            enforces=node.enforces, labels=node.labels, draining=node.draining,
-            topology=node.topology, simulated=node.simulated, images=node.images,
-        )  # fmt: skip
-        self.step(e.NodeReported(report=report))
+        self.step(e.NodeReported(report=report_of(node or seen())))
         return self.settle()
 
     def status(
@@ -236,6 +231,15 @@ class Hand:
         read = e.CommandRead(source=self.next_source("commands"), record=record)
         self.step(e.CommandsRead(term=self.core.term, commands=(read,)))
         return self.settle()
+
+
+def report_of(node: d.NodeSeen) -> NodeReport:
+    """What a node says of itself, for this to be decided."""
+    return NodeReport(
+        pool="main", node=node.node, incarnation=node.incarnation, capacity=node.capacity,
+        enforces=node.enforces, labels=node.labels, draining=node.draining,
+        topology=node.topology, simulated=node.simulated, images=node.images,
+    )  # fmt: skip
 
 
 def names(decisions: list[d.Decision]) -> list[str]:

@@ -8,6 +8,7 @@ from idl.control import BallotReply
 from idl.records import TransferLeader
 from tests.unit.core_builders import Hand, names, seen, spec
 from tests.unit.election_net import TIMING, Net
+from tests.unit.test_core_membership import peers
 
 
 def led(size: int = 3) -> Net:
@@ -93,6 +94,16 @@ def test_the_order_is_in_the_ledger_before_the_leader_steps_down() -> None:
     hand.step(e.SubmissionsRead(term=1, submissions=()))
     hand.submit(spec("late"))
     assert not hand.state.jobs, "what was undecided is the successor's"
+
+
+def test_nobody_hands_over_to_one_who_does_not_exist() -> None:
+    hand = Hand(members=peers(1, 2))
+    (decision,) = hand.command(TransferLeader(to="typo" * 10_000))
+    assert isinstance(decision, d.Commanded) and decision.command is None
+    assert "is no coordinator (there: c1, c2)" in decision.refused and len(decision.refused) < 600
+    assert not hand.take(e.Resign)
+    hand.command(TransferLeader(to="c2"))
+    assert hand.take(e.Resign)
 
 
 def test_nobody_hands_over_to_himself() -> None:

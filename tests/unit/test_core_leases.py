@@ -15,6 +15,7 @@ from tests.unit.core_builders import (
     Hand,
     Story,
     names,
+    report_of,
     seen,
     spec,
 )
@@ -197,3 +198,40 @@ def test_an_exclusive_job_is_never_placed_without_a_lease_nor_another_with_one()
     story = Story().add(seen()).ingest(spec("a"))
     with pytest.raises(InvariantBrokenError, match="lease of 9 ms"):
         story.add(d.Assigned(job="a", attempt=1, node="n1", incarnation=1, lease_ms=9))
+
+
+def test_a_node_that_says_something_new_at_the_end_of_a_lease_does_not_poison_the_ledger() -> None:
+    """One entry that has its NodeSeen and the release together: NodeSeen takes back what was
+    awaited, so that no reader could carry the release out, now or at any later start."""
+    hand = Hand()
+    hand.node()
+    hand.submit(spec("a", exclusive=True))
+    for _ in range(4):
+        hand.status("n1")
+        hand.pass_ms(250)
+    for _ in range(4):
+        hand.status("n1", ("a", 1, "running"))
+        hand.pass_ms(250)
+    while hand.state.jobs["a"].lease_awaited is None:  # the node forgot it
+        hand.status("n1")
+        hand.pass_ms(250)
+    until_ms = hand.state.jobs["a"].lease_awaited[1]
+    while hand.now < until_ms - 600:
+        hand.status("n1")
+        hand.pass_ms(250)
+    hand.step(e.NodeReported(report=report_of(seen("n2"))))
+    flight = hand.appended()
+    assert flight is not None, "a slow Kafka: the lease ends while an entry is on its way"
+    hand.out.clear()
+    for _ in range(4):
+        hand.now += 250
+        hand.step(e.StatusReported(status=hand.status_of("n1")))
+    hand.step(e.NodeReported(report=report_of(seen("n1", labels={"x": "1"}))))
+    hand.out.clear()
+    hand.land(flight)
+    decisions = names(hand.settle())
+    assert decisions[0] == "NodeSeen"
+    for _ in range(80):
+        hand.status("n1")
+        hand.pass_ms(250)
+    assert hand.state.jobs["a"].attempt == 2, "it is released in its turn"

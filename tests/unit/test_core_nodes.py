@@ -149,3 +149,25 @@ def test_an_older_incarnation_is_not_believed_while_the_newer_speaks() -> None:
     hand.node(seen(incarnation=5))
     assert hand.node(seen(incarnation=4, cpu=64_000)) == []
     assert hand.state.nodes["n1"].incarnation == 5
+
+
+def test_a_process_older_than_the_ledgers_does_not_speak_for_its_node() -> None:
+    """Its state directory is a new one and its clock was set back, and so was everybody's memory:
+    the coordinators were restarted, too. The node is lost once, then taken as what it is now."""
+    before = Hand()
+    before.node(seen(incarnation=100))
+    before.submit(spec("a", retry=RETRY_FAST))
+    before.status("n1", ("a", 1, "running"), incarnation=100)
+    hand = Hand(lead=False)
+    hand.core.adopt(before.state)
+    hand.offset, hand.now, hand.read = before.offset, before.now + 1_000, dict(before.read)
+    hand.step(e.RoleWon(term=2))
+    hand.settle()
+    told: list[d.Decision] = []
+    for _ in range(40):
+        told += hand.node(seen(incarnation=50))
+        told += hand.status("n1", incarnation=50)
+        hand.pass_ms(1_000)
+    node = hand.state.nodes["n1"]
+    assert (node.incarnation, node.lost) == (50, False)
+    assert hand.state.jobs["a"].attempt == 2

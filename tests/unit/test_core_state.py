@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dataplane.core import state as state_module
+from dataplane.core.due import SLACK
 from dataplane.core.jobs import ENDED, TRANSITIONS, Cause, Job, Phase, describe_transitions
 from dataplane.core.pending import PendingIndex, ShapeQueue
 from idl import ledger as d
@@ -173,3 +174,19 @@ def test_what_was_placed_is_not_walked_over_again() -> None:
         queue.remove(f"j{number}")
     assert len(queue.heap) == len(queue.members) == 1_100
     assert next(queue.in_order()) == (0, 900, "j900")
+
+
+def test_a_reader_that_takes_nothing_out_keeps_no_times_of_jobs_that_moved_on() -> None:
+    """A standby never asks what is due, and some deadlines are a month away."""
+    story = Story().add(seen())
+    for number in range(300):
+        job = f"j{number}"
+        story.ingest(spec(job, start_within_ms=2_000_000_000)).assign(job).start(job)
+        retry = d.RetryScheduled(job=job, attempt=2, reason="x", not_before_ms=story.at_ms + 10)
+        story.release(job, retry, "failed").assign(job).start(job)
+        story.release(job, d.Finished(job=job, attempt=2))
+    state = story.state
+    assert len(state.deadlines) <= SLACK + 2 and len(state.backing_off) <= SLACK + 2
+    waiting = [f"w{number:02}" for number in range(100)]
+    story.ingest(*(spec(job, start_within_ms=1_000) for job in waiting))
+    assert [job.id for job in state.overdue(story.at_ms + 1_000)] == waiting, "no live one goes"
