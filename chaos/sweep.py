@@ -14,6 +14,7 @@ from chaos.faults.world import unmount_left
 from dataplane.broker import attach_broker
 from outrider.local.cluster import LocalCluster
 from outrider.local.process import Identity, identity_of, is_alive
+from outrider.local.record import layout
 
 FOLDER_PREFIX: Final = "outrider-"
 OWNER_FILE: Final = "chaos-owner.json"
@@ -21,6 +22,7 @@ OWNER_FILE: Final = "chaos-owner.json"
 
 def mark_owner(folder: Path) -> None:
     """Notes that this process runs the cluster in `folder`."""
+    layout(folder=folder).claim()
     me = identity_of(os.getpid())
     (folder / OWNER_FILE).write_bytes(msgspec.json.encode(me))
 

@@ -61,6 +61,15 @@ def test_a_mistake_is_one_line_and_its_code(
     assert result.stdout == ""
 
 
+def test_a_mistyped_folder_is_neither_purged_nor_used(tmp_path: Path) -> None:
+    (tmp_path / "thesis").touch()
+    for words in (["down", "--purge"], ["up"]):
+        result = run(*words, "--dir", str(tmp_path))
+        assert result.exit_code == 2, result.output
+        assert str(tmp_path) in result.stderr
+        assert [entry.name for entry in tmp_path.iterdir()] == ["thesis"]
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
