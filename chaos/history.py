@@ -205,3 +205,14 @@ def read_history(path: Path) -> Iterator[Event]:
 def of(kind: type[E], history: Iterable[Event]) -> list[E]:
     """The events of one kind, in order."""
     return [event for event in history if isinstance(event, kind)]
+
+
+def judged_jobs(history: History) -> Callable[[str], bool]:
+    """Which jobs are judged one by one: all, or on a cluster that is not ours those of this run.
+
+    Others' jobs were not watched: their results were not read, their ids may have been used twice.
+    """
+    if not any(run.strangers for run in of(RunStarted, history)):
+        return lambda _job: True
+    ours = {event.job for event in of(Invoked, history)}
+    return lambda job: job in ours

@@ -272,9 +272,27 @@ def test_a_submission_in_doubt_may_be_lost_or_not() -> None:
 
 
 def test_jobs_of_others_do_not_count_on_a_cluster_that_is_not_ours() -> None:
-    theirs = changed(without(good(), Invoked, job="a"), RunStarted, {}, strangers=True)
-    theirs = without(theirs, Completed, job="a")
-    assert CHECKERS["account"](tuple(theirs)).outcome == "pass"
+    again = [
+        entry(2, 6, ingested("a", 7), leader="c2"),  # long after its first life was forgotten
+        entry(2, 7, Assigned(job="a", attempt=1, node="n1", incarnation=9), leader="c2"),
+        entry(2, 8, Released(job="a", attempt=1, outcome="succeeded", source=result_at(2)),
+              Finished(job="a", attempt=1), leader="c2"),
+    ]  # fmt: skip
+    theirs = without(without(good(), Invoked, job="a"), Completed, job="a")
+    theirs = [*without(theirs, ResultFound), *reads([*lost_then_done(), *again])[10:]]
+    for name in ("account", "attempts", "results"):
+        assert CHECKERS[name](tuple(theirs)).outcome == "fail", name
+    theirs = changed(theirs, RunStarted, {}, strangers=True)
+    for name in CHECKERS.keys() - {"replay"}:  # whose ledger forgets nothing here
+        verdict = CHECKERS[name](tuple(theirs))
+        assert verdict.outcome == "pass", verdict
+
+
+def test_our_jobs_do_count_on_a_cluster_that_is_not_ours() -> None:
+    theirs = changed(without(good(), ResultFound), RunStarted, {}, strangers=True)
+    assert CHECKERS["results"](tuple(theirs)).outcome == "fail"
+    lost = without(theirs, EntryRead, offset=1)
+    assert CHECKERS["account"](tuple(lost)).outcome == "fail"
 
 
 def test_what_cannot_be_judged_is_not_a_pass() -> None:
