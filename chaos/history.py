@@ -75,10 +75,12 @@ class FaultBegan(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="fau
 
 class FaultHealed(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="fault_healed"):
     """Its healing was carried out. What was harmed may still need time to come back.
-    `detail`: what was counted while it lasted."""
+    `detail`: what was counted while it lasted. `error`: why the healing failed, "" where it did
+    not; what was broken may be so to the end of the run."""
 
     fault: int
     detail: str = ""
+    error: str = ""
 
 
 class FaultSkipped(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="fault_skipped"):

@@ -295,6 +295,18 @@ def test_our_jobs_do_count_on_a_cluster_that_is_not_ours() -> None:
     assert CHECKERS["account"](tuple(lost)).outcome == "fail"
 
 
+def test_a_run_with_a_fault_that_was_not_healed_is_no_pass_and_no_accusation() -> None:
+    unhealed = changed(good(), FaultHealed, {"fault": 1}, error="kill of c1: cannot fork")
+    told = report_of(tuple(unhealed))
+    assert told.outcome == "unknown"
+    assert told.verdicts[0].problems == ("kill of c1: cannot fork",)
+    lost = report_of(tuple(without(unhealed, EntryRead, offset=9)))
+    assert lost.outcome == "unknown"
+    account = next(one for one in lost.verdicts if one.checker == "account")
+    assert account.problems[0] == "not held against the cluster: a fault was not healed"
+    assert "ended 0 times" in account.problems[1]
+
+
 def test_what_cannot_be_judged_is_not_a_pass() -> None:
     assert CHECKERS["leftovers"](tuple(without(good(), Phase, name="stopped"))).outcome == "unknown"
     assert CHECKERS["replay"](tuple(without(good(), Hashed))).outcome == "unknown"
