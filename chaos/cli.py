@@ -120,7 +120,7 @@ def run_command(
 @click.argument("history", type=click.Path(path_type=Path, exists=True))
 @click.option("--json", "as_json", is_flag=True, help="report as JSON on stdout")
 def judge_command(history: Path, as_json: bool) -> None:
-    """Judge a history.jsonl again, e.g. with newer checkers."""
+    """Judge a history.jsonl again, e.g. with newer checkers: those that its scenario named."""
     told = report_of(tuple(read_history(history)))
     if as_json:
         sys.stdout.write(msgspec.json.encode(told).decode() + "\n")

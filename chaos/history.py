@@ -38,6 +38,8 @@ class RunStarted(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="run
     queue_topic: str = ""
     strangers: bool = False
     """The cluster is not ours: others' jobs may be in its ledger."""
+    checkers: tuple[str, ...] = ()
+    """Those that the scenario names; empty: all of them."""
 
 
 class Invoked(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="invoked"):

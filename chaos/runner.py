@@ -237,6 +237,7 @@ def _carry_out(
         RunStarted(
             at_ms=_now_ms(), scenario=scenario.name, seed=options.seed, minutes=options.minutes,
             processes=(*world.coordinators, *world.agents), strangers=world.cluster is None,
+            checkers=scenario.checkers,
         )
     )  # fmt: skip
     observer = Observer(settings, recorder)

@@ -352,6 +352,20 @@ def test_the_report_tells_all() -> None:
     assert report_of((*good(), Left(at_ms=1, what="x"))).outcome == "fail"
 
 
+def test_a_history_is_judged_by_the_checkers_of_its_scenario() -> None:
+    """`clocks` excludes `overlaps`: the clocks of its nodes jump."""
+    jumped = changed(good(), ResultFound, {"attempt": 2}, started_ms=15)
+    assert report_of(tuple(jumped)).outcome == "fail"
+    chosen = changed(jumped, RunStarted, {}, checkers=("terms", "results"))
+    told = report_of(tuple(chosen))
+    assert [verdict.checker for verdict in told.verdicts] == ["terms", "results"]
+    assert told.outcome == "pass"
+    assert report_of(tuple(chosen), ("overlaps",)).outcome == "fail", "asked for by name"
+    luck = changed(good(), RunStarted, {}, checkers=("luck",))
+    with pytest.raises(ConfigError, match="no checker 'luck'"):
+        report_of(tuple(luck))
+
+
 def test_a_history_survives_its_file(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "h.jsonl", lambda: 0.0)
     recorder.add(*good())
