@@ -276,7 +276,18 @@ def required_limits(job: Job) -> tuple[LimitName, ...]:
     return tuple(name for name in ALL_LIMITS if name in wanted)
 
 
+def _check_lists(job: Job) -> None:
+    """A string is a sequence of strings, too: of its characters, which nobody means."""
+    for name in ("args", "outputs", "retry_on", "require", "allow_unenforced"):
+        given = getattr(job, name)
+        if isinstance(given, str | bytes):
+            raise ConfigError(f"{name} is a list of strings, not the string {given!r}")
+    if isinstance(job.command, bytes):
+        raise ConfigError("command is a list of strings, or one string, not bytes")
+
+
 def _spec(job: Job) -> JobSpec:
+    _check_lists(job)
     command, payload = _command_and_payload(job)
     _known(job.retry_on, ALL_FAILURES, "retry_on")
     if job.retries < 0:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,13 @@ def test_wrong_types_are_told_before_anything_is_sent() -> None:
         Job(["x"], gpus="two").submission()  # type: ignore[arg-type]
     with pytest.raises(InvalidRecordError, match="NUL"):
         Job(["a\0b"]).submission()
+
+
+@pytest.mark.parametrize("name", ["args", "outputs", "retry_on", "require", "allow_unenforced"])
+def test_a_string_is_no_list_of_its_characters(name: str) -> None:
+    options: dict[str, Any] = {name: "ab"}
+    with pytest.raises(ConfigError, match=f"{name} is a list of strings, not the string 'ab'"):
+        Job(["x"], **options).submission()
 
 
 def test_a_payload_that_is_too_large_is_refused_with_advice(tmp_path: Path) -> None:
