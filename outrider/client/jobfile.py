@@ -18,7 +18,7 @@ import yaml
 from idl.errors import ConfigError, InvalidRecordError
 from idl.ids import QueueName, is_valid_name
 from idl.jobs import JobInput, JobSpec, validate_spec
-from outrider.client.job import DEFAULT_QUEUE, Job, Submission, read_file
+from outrider.client.job import DEFAULT_QUEUE, Job, Submission, check_text, read_file
 
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 """A job file is read whole; larger batches are better sent by a program (docs/submitting.md)."""
@@ -35,17 +35,21 @@ def read_job_file(path: Path) -> list[Submission]:
     try:
         if path.stat().st_size > FILE_BYTES_MAX:
             raise ConfigError(f"job file {path} is larger than {FILE_BYTES_MAX} bytes; split it")
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"cannot read job file {path}: {reason}") from error
-    return parse_jobs(text, str(path), suffix=path.suffix, folder=path.parent)
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read job file {path}: {error.strerror}") from error
+    return parse_jobs(data, str(path), suffix=path.suffix, folder=path.parent)
 
 
 def parse_jobs(
-    text: str, origin: str, *, suffix: str = ".yaml", folder: Path | None = None
+    text: str | bytes, origin: str, *, suffix: str = ".yaml", folder: Path | None = None
 ) -> list[Submission]:
     """Jobs of a text; relative `payload_file` and `script_file` are looked up in `folder`."""
+    if isinstance(text, bytes):
+        try:
+            text = text.decode()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"cannot read job file {origin}: it is not UTF-8 text") from error
     documents = list(_documents(text, origin, suffix))
     jobs = [job for document in documents for job in _members(document, origin)]
     if not jobs:
@@ -231,7 +235,8 @@ def _wire(job: dict[str, Any], where: str) -> Submission:
         raise ConfigError(f"{where}: queue {queue!r} is not a name")
     try:
         spec = msgspec.convert(body, JobSpec)
+        check_text(spec)
         validate_spec(spec)
-    except (msgspec.ValidationError, InvalidRecordError) as error:
+    except (msgspec.ValidationError, InvalidRecordError, ConfigError) as error:
         raise ConfigError(f"{where}: {error}") from error
     return Submission(QueueName(queue), spec)

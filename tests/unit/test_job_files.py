@@ -153,6 +153,12 @@ def test_a_mistake_is_told_in_one_line(text: str, told: str) -> None:
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("more", ["", ', "v": 1'])
+def test_half_a_character_of_json_is_told(more: str) -> None:
+    with pytest.raises(ConfigError, match=r"here: .* is not UTF-8 text"):
+        parse_jobs(rf"""{{"command": ["\ud800"]{more}}}""", "here", suffix=".json")
+
+
 def test_the_job_that_is_wrong_is_named() -> None:
     with pytest.raises(ConfigError, match=r"here, job 2: cpu 'x'"):
         parse_jobs("- {command: a}\n- {command: b, cpu: x}", "here")

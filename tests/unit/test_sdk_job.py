@@ -1,6 +1,7 @@
 """`Job` and its way to the wire form; functions as jobs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,9 @@ from outrider.client.job import (
     required_limits,
     shebang_command,
 )
+
+BAD = os.fsdecode(b"\xff")
+"""A word of a command line that is not UTF-8, as Python has it."""
 
 
 def test_a_job_without_options_is_the_spec_without_options() -> None:
@@ -62,6 +66,17 @@ def test_a_string_is_no_list_of_its_characters(name: str) -> None:
     options: dict[str, Any] = {name: "ab"}
     with pytest.raises(ConfigError, match=f"{name} is a list of strings, not the string 'ab'"):
         Job(["x"], **options).submission()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"env": {"A": BAD}}, {"inputs": {BAD: b""}}, {"group": BAD}, {"outputs": [BAD]}],
+)
+def test_bytes_that_are_no_text_are_told_before_anything_is_sent(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"udcff' is not UTF-8 text"):
+        Job(["x"], **options).submission()
+    with pytest.raises(ConfigError, match="payload is not UTF-8 text; give it as bytes"):
+        Job(["x"], payload=BAD).submission()
 
 
 def test_a_payload_that_is_too_large_is_refused_with_advice(tmp_path: Path) -> None:
