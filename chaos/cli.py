@@ -16,7 +16,7 @@ from chaos.faults.world import parse_pids
 from chaos.history import read_history
 from chaos.report import report_of, show, write
 from chaos.runner import RunOptions, run
-from chaos.scenario import built_in, load_scenario
+from chaos.scenario import built_in, load_scenario, scenario_text
 from chaos.sim.command import simulate
 from chaos.sweep import clean
 from idl.errors import ConfigError, OutriderError
@@ -48,8 +48,7 @@ def scenarios_command() -> None:
 @click.argument("scenario")
 def show_command(scenario: str) -> None:
     """Print a scenario's YAML, to start your own from."""
-    known = built_in()
-    click.echo(known[scenario] if scenario in known else Path(scenario).read_text())
+    click.echo(scenario_text(scenario))
 
 
 @cli.command("run")
