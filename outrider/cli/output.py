@@ -149,10 +149,10 @@ def _end_of(handle: "Handle", job: str, wait: bool, timeout: str) -> "JobEnd":
 
 
 def _write(to: Path | None, data: bytes) -> None:
-    from outrider.local.record import write_atomically
+    from outrider.local.record import write_chosen
 
     if to is not None:
-        write_atomically(to, data)
+        write_chosen(to, data)
         return
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()

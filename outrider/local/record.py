@@ -192,6 +192,19 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 
 
+def write_chosen(path: Path, content: bytes) -> None:
+    """Writes where a person said: a device or a pipe is written to and never replaced, a link is
+    followed, and a file has the old or the new content. Raises ConfigError."""
+    if not path.exists() or path.is_file():
+        write_atomically(Path(os.path.realpath(path)), content)
+        return
+    try:
+        with path.open("wb") as sink:
+            sink.write(content)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+
+
 def layout(
     name: str = DEFAULT_NAME,
     folder: str | Path | None = None,

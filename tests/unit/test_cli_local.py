@@ -1,5 +1,6 @@
 """The local cluster's parts that need no cluster: shares, ports, records, processes, lookup."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -42,6 +43,7 @@ from outrider.local.record import (
     RunRecord,
     layout,
     write_atomically,
+    write_chosen,
 )
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
@@ -176,6 +178,34 @@ def test_secrets_are_written_for_their_owner_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(ConfigError, match="cannot write"):
         write_atomically(tmp_path / "none" / "file", b"x")
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """As root a device would be: `outrider result j --to /dev/null`."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_chosen(pipe, b"result")
+        assert os.read(reader, 100) == b"result"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_link_is_followed_and_stays_one(tmp_path: Path) -> None:
+    target, link = tmp_path / "there" / "target", tmp_path / "link"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    for content in (b"new", b"replaced"):
+        write_chosen(link, content)
+        assert link.is_symlink()
+        assert target.read_bytes() == content
+    write_chosen(tmp_path / "plain", b"x")
+    assert (tmp_path / "plain").read_bytes() == b"x"
+    with pytest.raises(ConfigError, match="cannot write"):
+        write_chosen(tmp_path, b"x")
 
 
 def test_where_a_cluster_lives(tmp_path: Path) -> None:
