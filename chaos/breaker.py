@@ -3,6 +3,7 @@
 One thread does it all: a fault, its healing and the look at who is alive never race.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -48,6 +49,9 @@ class Breaker:
         self._reasons: dict[str, str] = {}
         self._told: set[tuple[str, str]] = set()
         self._stopping = threading.Event()
+        self._down: set[str] = set()
+        """Down by our doing, or told already: not to be told (again), only to be started."""
+        self.unhealed: list[str] = []
         self.began = 0
         self.skipped = 0
 
@@ -87,13 +91,22 @@ class Breaker:
         would (systemd, Kubernetes), so that the run goes on."""
         harmed = {name for one in self._open if one.kind in DEADLY for name in one.targets}
         for name in (*self._world.coordinators, *self._world.agents):
-            if name in harmed or self._world.alive(name):
+            if name in harmed:
                 continue
-            log = self._world.log(name)
-            tail = log_tail(log, LOG_LINES) if log else ""
-            self._recorder.add(ProcessEnded(at_ms=self._recorder.now_ms(), process=name, log=tail))
+            if self._world.alive(name):
+                self._down.discard(name)
+                continue
+            if name not in self._down:
+                self._tell_ended(name)
             if self._world.cluster is not None:
-                self._world.restart(name)
+                with contextlib.suppress(OutriderError, OSError):  # it is tried again
+                    self._world.restart(name)
+
+    def _tell_ended(self, name: str) -> None:
+        self._down.add(name)
+        log = self._world.log(name)
+        tail = log_tail(log, LOG_LINES) if log else ""
+        self._recorder.add(ProcessEnded(at_ms=self._recorder.now_ms(), process=name, log=tail))
 
     def _begin(self, planned: PlannedFault, now: float) -> None:
         spec, world = planned.spec, self._world
@@ -118,10 +131,11 @@ class Breaker:
         self._open.append(one)
         try:
             detail = fault.begin()
-        except OutriderError as error:
-            self._open.remove(one)
+        except (OutriderError, OSError) as error:
             self._skip(spec.fault, str(error))
-            fault.heal()
+            healed = self._heal(one)
+            if healed.error:
+                self._recorder.add(healed)
             return
         self.began += 1
         self._recorder.add(
@@ -139,8 +153,18 @@ class Breaker:
 
     def _heal_due(self, now: float) -> None:
         for one in [one for one in self._open if one.until <= now]:
-            counted = one.fault.heal() or ""
-            self._open.remove(one)
-            self._recorder.add(
-                FaultHealed(at_ms=self._recorder.now_ms(), fault=one.number, detail=counted)
-            )
+            self._recorder.add(self._heal(one))
+
+    def _heal(self, one: _Open) -> FaultHealed:
+        """Heals it, and whatever comes of that: the others are healed and the run goes on."""
+        detail = error = ""
+        try:
+            detail = one.fault.heal() or ""
+        except Exception as raised:  # noqa: BLE001 - one healing must not keep others from theirs
+            error = f"{one.kind} of {' '.join(one.targets)}: {raised or type(raised).__name__}"
+            self.unhealed.append(error)
+            if one.kind in DEADLY:
+                self._down.update(one.targets)
+        self._open.remove(one)
+        now = self._recorder.now_ms()
+        return FaultHealed(at_ms=now, fault=one.number, detail=detail, error=error)

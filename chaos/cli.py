@@ -16,7 +16,7 @@ from chaos.faults.world import parse_pids
 from chaos.history import read_history
 from chaos.report import report_of, show, write
 from chaos.runner import RunOptions, run
-from chaos.scenario import built_in, load_scenario
+from chaos.scenario import built_in, load_scenario, scenario_text
 from chaos.sim.command import simulate
 from chaos.sweep import clean
 from idl.errors import ConfigError, OutriderError
@@ -48,8 +48,7 @@ def scenarios_command() -> None:
 @click.argument("scenario")
 def show_command(scenario: str) -> None:
     """Print a scenario's YAML, to start your own from."""
-    known = built_in()
-    click.echo(known[scenario] if scenario in known else Path(scenario).read_text())
+    click.echo(scenario_text(scenario))
 
 
 @cli.command("run")
@@ -120,7 +119,7 @@ def run_command(
 @click.argument("history", type=click.Path(path_type=Path, exists=True))
 @click.option("--json", "as_json", is_flag=True, help="report as JSON on stdout")
 def judge_command(history: Path, as_json: bool) -> None:
-    """Judge a history.jsonl again, e.g. with newer checkers."""
+    """Judge a history.jsonl again, e.g. with newer checkers: those that its scenario named."""
     told = report_of(tuple(read_history(history)))
     if as_json:
         sys.stdout.write(msgspec.json.encode(told).decode() + "\n")

@@ -38,6 +38,8 @@ class RunStarted(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="run
     queue_topic: str = ""
     strangers: bool = False
     """The cluster is not ours: others' jobs may be in its ledger."""
+    checkers: tuple[str, ...] = ()
+    """Those that the scenario names; empty: all of them."""
 
 
 class Invoked(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="invoked"):
@@ -75,10 +77,12 @@ class FaultBegan(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="fau
 
 class FaultHealed(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="fault_healed"):
     """Its healing was carried out. What was harmed may still need time to come back.
-    `detail`: what was counted while it lasted."""
+    `detail`: what was counted while it lasted. `error`: why the healing failed, "" where it did
+    not; what was broken may be so to the end of the run."""
 
     fault: int
     detail: str = ""
+    error: str = ""
 
 
 class FaultSkipped(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="fault_skipped"):
@@ -205,3 +209,14 @@ def read_history(path: Path) -> Iterator[Event]:
 def of(kind: type[E], history: Iterable[Event]) -> list[E]:
     """The events of one kind, in order."""
     return [event for event in history if isinstance(event, kind)]
+
+
+def judged_jobs(history: History) -> Callable[[str], bool]:
+    """Which jobs are judged one by one: all, or on a cluster that is not ours those of this run.
+
+    Others' jobs were not watched: their results were not read, their ids may have been used twice.
+    """
+    if not any(run.strangers for run in of(RunStarted, history)):
+        return lambda _job: True
+    ours = {event.job for event in of(Invoked, history)}
+    return lambda job: job in ours

@@ -13,6 +13,7 @@ from chaos.checkers import CHECKERS, Verdict, judge, worst
 from chaos.checkers.availability import gaps
 from chaos.history import FaultBegan, FaultSkipped, History, Phase, RunStarted, of
 from chaos.timeline import timeline
+from idl.errors import ConfigError
 
 REPORT_FILE: Final = "report.json"
 PICTURE_FILE: Final = "timeline.svg"
@@ -48,9 +49,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def report_of(history: History, checkers: tuple[str, ...] = ()) -> Report:
-    """Judges a history. Pure."""
+    """Judges a history: by these checkers, else by those that its scenario named. Pure.
+
+    Raises ConfigError where a history names a checker that there is not (any more).
+    """
     started = next(iter(of(RunStarted, history)), None)
-    names = checkers or tuple(CHECKERS)
+    names = checkers or (started.checkers if started else ()) or tuple(CHECKERS)
+    unknown = set(names) - CHECKERS.keys()
+    if unknown:
+        raise ConfigError(f"there is no checker {min(unknown)!r}, which the history names")
     if started is not None and started.strangers:
         names = tuple(name for name in names if name != "leftovers")  # it goes on without us
     verdicts = judge(history, names)

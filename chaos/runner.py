@@ -237,6 +237,7 @@ def _carry_out(
         RunStarted(
             at_ms=_now_ms(), scenario=scenario.name, seed=options.seed, minutes=options.minutes,
             processes=(*world.coordinators, *world.agents), strangers=world.cluster is None,
+            checkers=scenario.checkers,
         )
     )  # fmt: skip
     observer = Observer(settings, recorder)
@@ -265,8 +266,10 @@ def _carry_out(
                 thread.join()
         if stopping.is_set():
             recorder.add(Phase(at_ms=_now_ms(), name="interrupted"))
-        recorder.add(Phase(at_ms=_now_ms(), name="healed"))
-        say("everything is healed; waiting for answers and for the last jobs")
+        unhealed = "; ".join(breaker.unhealed)
+        recorder.add(Phase(at_ms=_now_ms(), name="healed", detail=unhealed))
+        say(f"NOT healed: {unhealed}" if unhealed else "everything is healed")
+        say("waiting for answers and for the last jobs")
         load.close()
         _settle(scenario, load, breaker, observer, recorder, say)
         _read_all(settings, observer, recorder, tag, say)

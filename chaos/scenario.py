@@ -185,13 +185,25 @@ def built_in() -> dict[str, str]:
 
 def load_scenario(where: str, checkers: frozenset[str] = frozenset()) -> Scenario:
     """A file, or the name of one that comes with the harness. Raises ConfigError."""
-    path = Path(where)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    name = Path(where).stem if _is_file(where) else where
+    return parse_scenario(scenario_text(where), name, checkers)
+
+
+def scenario_text(where: str) -> str:
+    """The YAML of the same. Raises ConfigError."""
+    if _is_file(where):
         try:
-            return parse_scenario(path.read_text(), path.stem, checkers)
+            return Path(where).read_bytes().decode()
         except OSError as error:
             raise ConfigError(f"cannot read scenario {where}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"cannot read scenario {where}: it is not UTF-8 text") from error
     known = built_in()
     if where not in known:
         raise ConfigError(f"no scenario {where!r}; there are {', '.join(known)}, or give a file")
-    return parse_scenario(known[where], where, checkers)
+    return known[where]
+
+
+def _is_file(where: str) -> bool:
+    path = Path(where)
+    return path.suffix in (".yaml", ".yml") or path.exists()

@@ -14,20 +14,25 @@ from chaos.faults.world import unmount_left
 from dataplane.broker import attach_broker
 from outrider.local.cluster import LocalCluster
 from outrider.local.process import Identity, identity_of, is_alive
+from outrider.local.record import layout
 
 FOLDER_PREFIX: Final = "outrider-"
+KINDS: Final = ("chaos", "demo")
+"""A folder is called outrider-KIND-PID-…, the cluster in it KIND-PID."""
 OWNER_FILE: Final = "chaos-owner.json"
 
 
 def mark_owner(folder: Path) -> None:
     """Notes that this process runs the cluster in `folder`."""
+    layout(folder=folder).claim()
     me = identity_of(os.getpid())
     (folder / OWNER_FILE).write_bytes(msgspec.json.encode(me))
 
 
 def _abandoned() -> list[Path]:
     found = []
-    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}chaos-*"):
+    home = Path(tempfile.gettempdir())
+    for folder in (one for kind in KINDS for one in home.glob(f"{FOLDER_PREFIX}{kind}-*")):
         try:
             owner = msgspec.json.decode((folder / OWNER_FILE).read_bytes(), type=Identity)
         except (OSError, msgspec.MsgspecError):

@@ -26,4 +26,4 @@ def scheduler_role(pool: PoolName) -> RoleName:
 
 def is_valid_name(name: str) -> bool:
     """True where `name` may name a job, queue, node, pool or coordinator."""
-    return NAME_PATTERN.match(name) is not None
+    return NAME_PATTERN.fullmatch(name) is not None  # `$` alone lets a newline follow

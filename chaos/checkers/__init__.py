@@ -6,9 +6,9 @@ from typing import Final
 from chaos.checkers.account import account, decided
 from chaos.checkers.availability import availability
 from chaos.checkers.ledger import attempts, audit, exclusive, replay, room, terms
-from chaos.checkers.machine import crashes, leftovers
+from chaos.checkers.machine import crashes, healing, leftovers
 from chaos.checkers.results import overlaps, results
-from chaos.checkers.verdict import Verdict, worst
+from chaos.checkers.verdict import Verdict, excused, worst
 from chaos.history import History
 
 __all__ = ["CHECKERS", "Verdict", "judge", "worst"]
@@ -21,5 +21,12 @@ CHECKERS: Final[dict[str, Callable[[History], Verdict]]] = {
 
 
 def judge(history: History, names: Iterable[str] = ()) -> list[Verdict]:
-    """The verdicts of the named checkers, of all where none is named."""
-    return [CHECKERS[name](history) for name in (tuple(names) or CHECKERS)]
+    """The verdicts of the named checkers, of all where none is named.
+
+    Where a fault was not healed none of them is a failure: the first one, `healing`, tells why.
+    """
+    verdicts = [CHECKERS[name](history) for name in (tuple(names) or CHECKERS)]
+    healed = healing(history)
+    if healed.outcome == "pass":
+        return verdicts
+    return [healed, *(excused(verdict, "a fault was not healed") for verdict in verdicts)]

@@ -7,7 +7,7 @@ from collections import Counter
 
 from chaos.checkers.verdict import Verdict, judged
 from chaos.demo.account import Account, check, settle
-from chaos.history import Completed, EntryRead, History, Invoked, RunStarted, of
+from chaos.history import Completed, EntryRead, History, Invoked, judged_jobs, of
 from dataplane.core.state import DUPLICATE_CODE
 from idl.jobs import SourceRef
 from idl.ledger import Ingested, Rejected
@@ -15,9 +15,10 @@ from idl.ledger import Ingested, Rejected
 
 def _account(history: History) -> Account:
     account = settle((read.offset, read.entry) for read in of(EntryRead, history))
-    if any(run.strangers for run in of(RunStarted, history)):
-        ours = {event.job for event in of(Invoked, history)}
-        account.jobs = {job: told for job, told in account.jobs.items() if job in ours}
+    is_judged = judged_jobs(history)
+    account.jobs = {job: told for job, told in account.jobs.items() if is_judged(job)}
+    # a problem starts with its job, and names have no colon
+    account.problems = [one for one in account.problems if is_judged(one.partition(":")[0])]
     return account
 
 

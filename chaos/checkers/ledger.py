@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from chaos.checkers.verdict import Verdict, judged
-from chaos.history import Audited, EntryRead, Hashed, History, ObserverBroke, of
+from chaos.history import Audited, EntryRead, Hashed, History, ObserverBroke, judged_jobs, of
 from dataplane.core.state import PoolState
 from idl.errors import InvariantBrokenError
 from idl.ledger import (
@@ -24,6 +24,7 @@ from idl.ledger import (
     Started,
     TermStarted,
 )
+from outrider.client.progress import job_of
 
 CHECK_EVERY_ENTRIES: Final = 500
 """check_invariants walks everything alive."""
@@ -37,6 +38,14 @@ def _decisions(history: History) -> Iterator[tuple[EntryRead, Decision]]:
     for read in _valid(history):
         for decision in read.entry.decisions:
             yield read, decision
+
+
+def _decisions_on_jobs(history: History) -> Iterator[tuple[EntryRead, Decision]]:
+    """Those on jobs that are judged one by one."""
+    is_judged = judged_jobs(history)
+    return (
+        (read, decision) for read, decision in _decisions(history) if is_judged(job_of(decision))
+    )
 
 
 def _ended_cut_off(entry: LedgerEntry) -> bool:
@@ -79,7 +88,7 @@ def attempts(history: History) -> Verdict:
     current: dict[str, int] = {}
     last: dict[str, int] = {}
     started = 0
-    for read, decision in _decisions(history):
+    for read, decision in _decisions_on_jobs(history):
         where = f"offset {read.offset}"
         match decision:
             case Assigned(job=job, attempt=attempt):
@@ -99,7 +108,9 @@ def attempts(history: History) -> Verdict:
             case _:
                 pass
     outcomes: Counter[str] = Counter(
-        decision.outcome for _, decision in _decisions(history) if isinstance(decision, Released)
+        decision.outcome
+        for _, decision in _decisions_on_jobs(history)
+        if isinstance(decision, Released)
     )
     return judged("attempts", problems, {"assigned": sum(last.values()), "started": started,
                                          **outcomes})  # fmt: skip
@@ -112,7 +123,7 @@ def exclusive(history: History) -> Verdict:
     jobs: set[str] = set()
     awaited: dict[str, tuple[int, int]] = {}
     given_up = 0
-    for read, decision in _decisions(history):
+    for read, decision in _decisions_on_jobs(history):
         match decision:
             case Ingested(job=spec) if spec.exclusive:
                 jobs.add(spec.id)

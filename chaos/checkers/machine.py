@@ -1,7 +1,13 @@
 """The run's own machine: nothing left behind, no process ended that nobody had killed."""
 
 from chaos.checkers.verdict import Verdict, judged
-from chaos.history import History, Left, Phase, ProcessEnded, of
+from chaos.history import FaultHealed, History, Left, Phase, ProcessEnded, of
+
+
+def healing(history: History) -> Verdict:
+    """Whether the harness healed what it broke; where it did not, nothing can be judged."""
+    errors = tuple(event.error for event in of(FaultHealed, history) if event.error)
+    return Verdict(checker="healing", outcome="unknown" if errors else "pass", problems=errors)
 
 
 def leftovers(history: History) -> Verdict:

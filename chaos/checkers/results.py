@@ -4,7 +4,7 @@ holding what the job was to write."""
 import itertools
 
 from chaos.checkers.verdict import Verdict, judged
-from chaos.history import EntryRead, History, Invoked, ResultFound, of
+from chaos.history import EntryRead, History, Invoked, ResultFound, judged_jobs, of
 from idl.jobs import SourceRef
 from idl.ledger import Assigned, Finished, Released
 
@@ -16,12 +16,15 @@ def results(history: History) -> Verdict:
     newest: dict[str, int] = {}
     finished: dict[str, int] = {}
     problems: list[str] = []
+    is_judged = judged_jobs(history)
     for read in of(EntryRead, history):
         for decision in read.entry.decisions if read.valid else ():
             match decision:
                 case Assigned(job=job, attempt=attempt):
                     newest[job] = attempt
-                case Released(job=job, attempt=attempt, outcome="succeeded", source=source):
+                case Released(job=job, attempt=attempt, outcome="succeeded", source=source) if (
+                    is_judged(job)
+                ):
                     if source is None:
                         problems.append(f"{job} attempt {attempt}: succeeded without a result")
                         continue
@@ -29,7 +32,7 @@ def results(history: History) -> Verdict:
                     if attempt != newest.get(job):
                         problems.append(f"{job}: result of attempt {attempt} accepted while "
                                         f"{newest.get(job)} was current")  # fmt: skip
-                case Finished(job=job, attempt=attempt):
+                case Finished(job=job, attempt=attempt) if is_judged(job):
                     finished[job] = attempt
                 case _:
                     pass

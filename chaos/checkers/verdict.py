@@ -32,6 +32,14 @@ def judged(
                    figures=figures or {})  # fmt: skip
 
 
+def excused(verdict: Verdict, why: str) -> Verdict:
+    """The same, but for a failure that the harness itself may have caused: that is unknown."""
+    if verdict.outcome != "fail":
+        return verdict
+    problems = (f"not held against the cluster: {why}", *verdict.problems)
+    return msgspec.structs.replace(verdict, outcome="unknown", problems=problems)
+
+
 def worst(verdicts: Iterable[Verdict]) -> Outcome:
     """Jepsen's rule: the worst verdict is that of the run. Of none: unknown."""
     found = [verdict.outcome for verdict in verdicts]

@@ -9,7 +9,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from chaos.demo.workload import (
     library_files,
     library_jobs,
 )
+from chaos.sweep import FOLDER_PREFIX, mark_owner
 from dataplane.ledger import LedgerReader
 from dataplane.producer import RecordProducer
 from dataplane.tail import scan
@@ -42,6 +44,7 @@ from idl.units import format_bytes, format_ms
 from outrider.client.client import Client
 from outrider.client.job import ALL_LIMITS
 from outrider.local.cluster import LocalCluster, LocalOptions
+from outrider.local.record import layout
 
 QUEUE: Final = QueueName("default")
 KILL_AFTER_SHARE: Final = 0.3
@@ -281,12 +284,16 @@ def run(options: argparse.Namespace, console: Console) -> Report:
 
     name = f"demo-{os.getpid()}"
     before = look(name)
-    folder = Path(tempfile.mkdtemp(prefix="outrider-demo-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{name}-"))
+    mark_owner(folder)
     local = LocalOptions(name=name, folder=folder, kafka=options.kafka, prefix=f"{folder.name}.")
     try:
         with LocalCluster.start(local, say) as cluster:
             report = _demo(cluster, options, console, say)
         report.run_s = round(time.monotonic() - begun, 1)
+    except KeyboardInterrupt:
+        _remove(name, folder, say)
+        raise
     finally:
         after = look(name)
     report.problems += Leftovers.new(before, after)
@@ -295,6 +302,32 @@ def run(options: argparse.Namespace, console: Console) -> Report:
     else:
         say(f"logs and state are kept in {folder}")
     return report
+
+
+def _remove(name: str, folder: Path, say: Callable[[str], None]) -> None:
+    """Whatever there is of the cluster when somebody interrupts."""
+    cluster = LocalCluster.attach(name, folder)
+    if cluster is not None:
+        cluster.stop(say)
+    LocalCluster.purge(layout(name, folder))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM is as Ctrl-C, and a second signal does not disturb the cleaning up."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def interrupt(_number: int, _frame: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    kept = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def _demo(
@@ -348,7 +381,8 @@ def _demo(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit codes: 0 clean account, 1 something lost, doubled or left, 2 could not run."""
+    """Exit codes: 0 clean account, 1 something lost, doubled or left, 2 could not run, 130
+    interrupted."""
     parser = argparse.ArgumentParser(prog="python -m chaos.demo", description=__doc__)
     parser.add_argument("--kafka", default="embedded", help="embedded, apache or HOST:PORT,…")
     parser.add_argument("--files", type=int, default=FILES_DEFAULT, help="library files to take")
@@ -356,10 +390,14 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     console = Console(stderr=options.json)
     try:
-        report = run(options, console)
+        with _interruptible():
+            report = run(options, console)
     except OutriderError as error:
         sys.stderr.write(f"demo: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("demo: interrupted; its cluster is stopped and removed\n")
+        return 130
     if options.json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
     for problem in report.problems:

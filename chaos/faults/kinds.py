@@ -6,8 +6,8 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol, TypeVar
 
 from chaos.faults import clock
 from chaos.faults.network import (
@@ -21,13 +21,26 @@ from chaos.faults.network import (
 from chaos.faults.wire import Weather
 from chaos.faults.world import DISK_BYTES, FILLER, World
 from chaos.scenario import FaultSpec, percent, signed_ms
-from idl.errors import ConfigError, PlatformFaultError
+from idl.errors import ConfigError, OutriderError, PlatformFaultError
 from idl.units import parse_ms
 from outrider.local.process import identity_of, send_signal, wait_gone
 
+_T = TypeVar("_T")
 BROKER_GONE_S: Final = 5.0
 JUMP: Final = "30s"
 DELAY: Final = "50ms"
+
+
+def _each(act: Callable[[_T], object], things: Iterable[_T]) -> None:
+    """Acts on every thing, also after it failed on one; then raises the first failure."""
+    failures: list[Exception] = []
+    for thing in things:
+        try:
+            act(thing)
+        except (OutriderError, OSError) as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 class Fault(Protocol):
@@ -36,7 +49,8 @@ class Fault(Protocol):
     means: str
 
     def begin(self) -> str:
-        """Does it; returns details for people. Raises OutriderError where it cannot be done."""
+        """Does it; returns details for people. Raises OutriderError or OSError where it cannot be
+        done."""
 
     def heal(self) -> str | None:
         """Undoes it; may return what was counted, for people."""
@@ -70,8 +84,7 @@ class Killed(_Base):
         return self.number.name
 
     def heal(self) -> None:
-        for name in self.targets:
-            self.world.restart(name)
+        _each(self.world.restart, self.targets)
 
 
 class Stopped(Killed):
@@ -89,9 +102,11 @@ class Paused(_Base):
         return "SIGSTOP"
 
     def heal(self) -> None:
-        for name in self.targets:
-            with contextlib.suppress(ConfigError):  # it is gone: nothing to wake
-                self.world.signal(name, signal.SIGCONT)
+        _each(self._wake, self.targets)
+
+    def _wake(self, name: str) -> None:
+        with contextlib.suppress(ConfigError):  # it is gone: nothing to wake
+            self.world.signal(name, signal.SIGCONT)
 
 
 class Partitioned(_Base):
@@ -114,8 +129,7 @@ class Partitioned(_Base):
         return f"from {self.spec.cut_off_from}, {self.spec.direction}"
 
     def heal(self) -> None:
-        for source, target in self._pairs():
-            self.net.join(source, target)
+        _each(lambda pair: self.net.join(*pair), self._pairs())
 
 
 class BadWire(_Base):
@@ -152,14 +166,16 @@ class BadWire(_Base):
         return f"{' '.join(self.netem)}, by {self.means}"
 
     def heal(self) -> str:
-        counted = []
-        for name in self.targets:
-            if self.means == "wire":
-                counted.append(str(self.net.unsplice(name)))
-            else:
-                with contextlib.suppress(PlatformFaultError):  # there was none
-                    tc(self.net.namespace(name), "del", INTERFACE)
+        counted: list[str] = []
+        _each(lambda name: self._mend(name, counted), self.targets)
         return "; ".join(counted)
+
+    def _mend(self, name: str, counted: list[str]) -> None:
+        if self.means == "wire":
+            counted.append(str(self.net.unsplice(name)))
+        else:
+            with contextlib.suppress(PlatformFaultError):  # there was none
+                tc(self.net.namespace(name), "del", INTERFACE)
 
 
 class BrokerKilled(_Base):
@@ -176,8 +192,7 @@ class BrokerKilled(_Base):
 
     def heal(self) -> None:
         broker = self.world.broker()
-        for index in range(broker.nodes):
-            broker.start_node(index)
+        _each(broker.start_node, range(broker.nodes))
 
 
 class ClockJumped(_Base):
@@ -190,8 +205,7 @@ class ClockJumped(_Base):
         return f"by {amount}"
 
     def heal(self) -> None:
-        for name in self.targets:
-            clock.write_offset(self.world.clock_file(name), 0)
+        _each(lambda name: clock.write_offset(self.world.clock_file(name), 0), self.targets)
 
 
 class DiskFull(_Base):

@@ -149,9 +149,9 @@ def _chosen(state: "PoolState", name: str | None) -> "list[Node]":
 
 def _draw(session: Session, node: "Node", file: Path) -> None:
     from outrider.cli.topology_svg import topology_svg
-    from outrider.local.record import write_atomically
+    from outrider.local.record import write_chosen
 
-    write_atomically(file, topology_svg(node).encode())
+    write_chosen(file, topology_svg(node).encode())
     session.answer({"node": node.name, "svg": str(file)}, lambda: click.echo(f"drew {file}"))
 
 

@@ -8,7 +8,7 @@ import click
 from outrider.cli.common import Session, age, common, now_ms, print_table, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from dataplane.core.state import PoolState
     from idl.jobs import SourceRef
@@ -34,10 +34,26 @@ def _letters(session: Session) -> "Iterator[tuple[SourceRef, DeadLetter]]":
 def _find(session: Session, key: str) -> "tuple[SourceRef, DeadLetter]":
     from outrider.cli.exits import NotFoundError
 
-    for place, letter in _letters(session):
-        if key in (letter.key, letter.job):
+    chosen = choose(_letters(session), key)
+    if chosen is None:
+        raise NotFoundError(f"no dead letter {key!r}; `outrider dlq ls` shows all")
+    return chosen
+
+
+def choose(
+    letters: "Iterable[tuple[SourceRef, DeadLetter]]", key: str
+) -> "tuple[SourceRef, DeadLetter] | None":
+    """The letter that has the key; else the newest of the job that is called so.
+
+    A refused submission has a key of its own and may name the id of a job that was accepted.
+    """
+    newest = None
+    for place, letter in letters:
+        if letter.key == key:
             return place, letter
-    raise NotFoundError(f"no dead letter {key!r}; `outrider dlq ls` shows all")
+        if letter.job == key:
+            newest = place, letter
+    return newest
 
 
 @dlq.command("ls")

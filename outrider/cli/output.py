@@ -123,7 +123,8 @@ def result(session: Session, job: str, name: str | None, to: Path | None, **how:
             print_json({"job": job, "state": str(end.phase), "end": end, "result": record})
         elif how["usage"]:
             show_usage(record)
-        elif name is not None:
+        wanted = to is not None or not (session.as_json or how["usage"])
+        if wanted and name is not None:
             try:
                 _write(to, client.output_bytes(record, name))
             except OutputMissingError as error:
@@ -131,7 +132,7 @@ def result(session: Session, job: str, name: str | None, to: Path | None, **how:
         failure = end.error()
         if failure is not None:
             raise ExitError(JOB_FAILED, str(failure))
-        if name is None and not how["usage"] and (to is not None or not session.as_json):
+        if wanted and name is None:
             _write(to, b"" if record is None else client.bytes_of(record))
 
 
@@ -148,10 +149,10 @@ def _end_of(handle: "Handle", job: str, wait: bool, timeout: str) -> "JobEnd":
 
 
 def _write(to: Path | None, data: bytes) -> None:
-    from outrider.local.record import write_atomically
+    from outrider.local.record import write_chosen
 
     if to is not None:
-        write_atomically(to, data)
+        write_chosen(to, data)
         return
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()

@@ -162,7 +162,9 @@ def _from_files(files: tuple[str, ...], options: dict[str, Any]) -> "list[Submis
         submission
         for name in files
         for submission in (
-            parse_jobs(sys.stdin.read(), "stdin") if name == "-" else read_job_file(Path(name))
+            parse_jobs(sys.stdin.buffer.read(), "stdin")
+            if name == "-"
+            else read_job_file(Path(name))
         )
     ]
 

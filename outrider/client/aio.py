@@ -5,6 +5,7 @@ executor; waiting for a job's end takes no thread, however many jobs are waited 
 """
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -72,10 +73,14 @@ class AsyncHandle:
     async def logs(
         self, *, attempt: int | None = None, follow: bool = False
     ) -> AsyncIterator[LogChunk]:
-        """As `Handle.logs`."""
-        chunks = self._handle.logs(attempt=attempt, follow=follow)
-        while (chunk := await asyncio.to_thread(_next, chunks)) is not None:
-            yield chunk
+        """As `Handle.logs`; a loop that is cancelled, timed out or left lets its thread go."""
+        abandoned = threading.Event()
+        chunks = self._handle.logs_until(abandoned.is_set, attempt=attempt, follow=follow)
+        try:
+            while (chunk := await asyncio.to_thread(_next, chunks)) is not None:
+                yield chunk
+        finally:
+            abandoned.set()
 
     async def cancel(self) -> None:
         """As `Handle.cancel`."""

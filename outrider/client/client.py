@@ -123,13 +123,26 @@ class Handle:
         return self._client.output_bytes(record, name)
 
     def logs(self, *, attempt: int | None = None, follow: bool = False) -> Iterator[LogChunk]:
-        """stdout and stderr in chunks, of one attempt or of all. `follow`: until the job ended."""
+        """stdout and stderr in chunks, of one attempt or of all. `follow`: until the job ended, or
+        the client is closed."""
+        return self.logs_until(lambda: False, attempt=attempt, follow=follow)
+
+    def logs_until(
+        self, abandoned: Callable[[], bool], *, attempt: int | None = None, follow: bool = False
+    ) -> Iterator[LogChunk]:
+        """As `logs`, for a reader in another thread: ends soon after `abandoned()` is true."""
+
+        def left() -> bool:
+            return self._client.closed or abandoned()
+
         seen: set[tuple[int, int]] = set()
         if follow:
-            chunks = self._client.logs(self.job, attempt=attempt, stop=lambda: self.done)
+            chunks = self._client.logs(self.job, attempt=attempt, stop=lambda: self.done or left())
             for chunk in chunks:
                 seen.add((chunk.attempt, chunk.seq))
                 yield chunk
+            if left():
+                return
         for chunk in self._rest(attempt):
             if (chunk.attempt, chunk.seq) not in seen:
                 yield chunk
@@ -162,6 +175,8 @@ class Client:
     ) -> None:
         self.settings = find_cluster(config)
         self.submitter = submitter or default_submitter()
+        self.closed = False
+        """Set by `close`: whoever follows something from another thread ends."""
         self._lock = threading.Lock()
         self._follower: Follower | None = None
         self._producer = RecordProducer(self.settings.kafka, name="client")
@@ -327,6 +342,7 @@ class Client:
 
     def close(self) -> None:
         """Flushes, stops following. Idempotent; handles not ended never resolve."""
+        self.closed = True
         self._submitter.close()
         self._producer.close()
         if self._follower is not None:

@@ -146,6 +146,7 @@ class Job:
         if not is_valid_name(self.queue):
             raise ConfigError(f"queue {self.queue!r} is not a name; use letters, digits, . _ -")
         spec = _spec(self)
+        check_text(spec)
         validate_spec(spec)
         return Submission(QueueName(self.queue), spec)
 
@@ -176,7 +177,12 @@ def shebang_command(script: bytes) -> tuple[str, ...]:
 def _read(source: bytes | str | Path, what: str) -> bytes:
     if isinstance(source, bytes):
         return source
-    return source.encode() if isinstance(source, str) else read_file(source, what)
+    if not isinstance(source, str):
+        return read_file(source, what)
+    try:
+        return source.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{what} is not UTF-8 text; give it as bytes") from error
 
 
 def read_file(source: Path, what: str) -> bytes:
@@ -276,7 +282,18 @@ def required_limits(job: Job) -> tuple[LimitName, ...]:
     return tuple(name for name in ALL_LIMITS if name in wanted)
 
 
+def _check_lists(job: Job) -> None:
+    """A string is a sequence of strings, too: of its characters, which nobody means."""
+    for name in ("args", "outputs", "retry_on", "require", "allow_unenforced"):
+        given = getattr(job, name)
+        if isinstance(given, str | bytes):
+            raise ConfigError(f"{name} is a list of strings, not the string {given!r}")
+    if isinstance(job.command, bytes):
+        raise ConfigError("command is a list of strings, or one string, not bytes")
+
+
 def _spec(job: Job) -> JobSpec:
+    _check_lists(job)
     command, payload = _command_and_payload(job)
     _known(job.retry_on, ALL_FAILURES, "retry_on")
     if job.retries < 0:
@@ -327,6 +344,21 @@ def _typed(spec: JobSpec) -> JobSpec:
         return msgspec.convert(msgspec.to_builtins(spec, builtin_types=(bytes,)), JobSpec)
     except (msgspec.ValidationError, TypeError) as error:
         raise ConfigError(f"job: {error}") from error
+
+
+def check_text(spec: JobSpec) -> None:
+    """Raises ConfigError where a text of the spec is not UTF-8, and so cannot be sent: a word of a
+    command line may be any bytes, and JSON may hold half a character."""
+    texts = msgspec.structs.replace(
+        spec, payload=None, inputs={name: JobInput(data=b"") for name in spec.inputs}
+    )
+    try:
+        msgspec.msgpack.encode(texts)
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{error.object!r} is not UTF-8 text, as words, names and variables of a job are; "
+            "send other bytes as payload or input"
+        ) from error
 
 
 def new_job_id(name: str = "") -> JobId:

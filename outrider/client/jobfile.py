@@ -18,7 +18,7 @@ import yaml
 from idl.errors import ConfigError, InvalidRecordError
 from idl.ids import QueueName, is_valid_name
 from idl.jobs import JobInput, JobSpec, validate_spec
-from outrider.client.job import DEFAULT_QUEUE, Job, Submission, read_file
+from outrider.client.job import DEFAULT_QUEUE, Job, Submission, check_text, read_file
 
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 """A job file is read whole; larger batches are better sent by a program (docs/submitting.md)."""
@@ -35,17 +35,21 @@ def read_job_file(path: Path) -> list[Submission]:
     try:
         if path.stat().st_size > FILE_BYTES_MAX:
             raise ConfigError(f"job file {path} is larger than {FILE_BYTES_MAX} bytes; split it")
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"cannot read job file {path}: {reason}") from error
-    return parse_jobs(text, str(path), suffix=path.suffix, folder=path.parent)
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read job file {path}: {error.strerror}") from error
+    return parse_jobs(data, str(path), suffix=path.suffix, folder=path.parent)
 
 
 def parse_jobs(
-    text: str, origin: str, *, suffix: str = ".yaml", folder: Path | None = None
+    text: str | bytes, origin: str, *, suffix: str = ".yaml", folder: Path | None = None
 ) -> list[Submission]:
     """Jobs of a text; relative `payload_file` and `script_file` are looked up in `folder`."""
+    if isinstance(text, bytes):
+        try:
+            text = text.decode()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"cannot read job file {origin}: it is not UTF-8 text") from error
     documents = list(_documents(text, origin, suffix))
     jobs = [job for document in documents for job in _members(document, origin)]
     if not jobs:
@@ -56,16 +60,49 @@ def parse_jobs(
     ]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Written:
+    """A number, truth value or date with the text that stood there: `010`, `1.10`, `yes`."""
+
+    value: Any
+    text: str
+
+    def __repr__(self) -> str:
+        return repr(self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # chosen at run time
+    """Safe, and keeps what was written."""
+
+
+def _keep_written(loader: Any, node: Any) -> Written:
+    return Written(yaml.SafeLoader.yaml_constructors[node.tag](loader, node), node.value)
+
+
+for _kind in ("int", "float", "bool", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _keep_written)
+
+
+def _json(text: str) -> Any:
+    return json.loads(
+        text,
+        parse_int=lambda number: Written(int(number), number),
+        parse_float=lambda number: Written(float(number), number),
+    )
+
+
 def _documents(text: str, origin: str, suffix: str) -> Iterator[Any]:
     try:
         if suffix == ".json":
-            yield json.loads(text)
+            yield _json(text)
         elif suffix in (".jsonl", ".ndjson"):
-            yield from (json.loads(line) for line in text.splitlines() if line.strip())
+            yield from (_json(line) for line in text.splitlines() if line.strip())
         else:
-            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-            yield from (part for part in yaml.load_all(text, Loader=loader) if part is not None)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+            yield from (part for part in yaml.load_all(text, Loader=_Loader) if part is not None)
+    except (ValueError, yaml.YAMLError) as error:  # ValueError: JSON, or the 32nd of May
         where = " ".join(str(error).split())
         raise ConfigError(f"{origin} does not parse: {where}") from error
 
@@ -103,19 +140,18 @@ def _job(job: dict[str, Any], where: str, folder: Path) -> Submission:
     if _WIRE_ONLY & job.keys():
         return _wire(job, where)
     _check_keys(job, _SHORT_KEYS, where)
-    values = dict(job)
+    values = {key: _plain(value) for key, value in job.items()}
     for key, target in _PATH_KEYS.items():
         if key in values:
             if target in values:
                 raise ConfigError(f"{where}: both {target} and {key}; give one")
-            values[target] = folder / str(values.pop(key))
+            del values[key]
+            values[target] = folder / _text(job[key], f"{where}: {key}")
     for key in ("env", "node_labels"):
-        values[key] = _texts(values.get(key) or {}, f"{where}: {key}")
-    values["inputs"] = _inputs(values.get("inputs") or {}, where, folder)
-    if isinstance(values.get("command"), list):
-        values["command"] = [_text(word) for word in values["command"]]
-    if "args" in values:
-        values["args"] = [_text(word) for word in values["args"] or ()]
+        values[key] = _texts(job.get(key) or {}, f"{where}: {key}")
+    values["inputs"] = _inputs(job.get("inputs") or {}, where, folder)
+    for key in ("command", "args"):
+        values[key] = () if job.get(key) is None else _words(job[key], f"{where}: {key}")
     try:
         return Job(**values).submission()
     except (ConfigError, InvalidRecordError, TypeError, AttributeError) as error:
@@ -126,37 +162,63 @@ def _inputs(mapping: Any, where: str, folder: Path) -> dict[str, JobInput]:
     """`name: text`, or `name: {text | file | data (base64) | ref, writable}`."""
     if not isinstance(mapping, dict):
         raise ConfigError(f"{where}: inputs is a mapping of names to texts or {{file: …}}")
-    return {_text(name): _one_input(_text(name), given, where, folder)
-            for name, given in mapping.items()}  # fmt: skip
+    named = ((_text(name, f"{where}: inputs"), given) for name, given in mapping.items())
+    return {name: _one_input(name, given, where, folder) for name, given in named}
 
 
 def _one_input(name: str, given: Any, where: str, folder: Path) -> JobInput:
+    what = f"{where}: input {name}"
     if not isinstance(given, dict):
-        return JobInput(data=_text(given).encode())
-    _check_keys(given, _INPUT_KEYS, f"{where}: input {name}")
-    rest = {key: value for key, value in given.items() if key not in ("file", "text")}
+        return JobInput(data=_text(given, what).encode())
+    _check_keys(given, _INPUT_KEYS, what)
+    rest = {key: _plain(value) for key, value in given.items() if key not in ("file", "text")}
     if len(given.keys() - {"writable"}) != 1:
-        raise ConfigError(f"{where}: input {name} needs one of file, text, data, ref")
+        raise ConfigError(f"{what} needs one of file, text, data, ref")
     try:
         read = msgspec.convert(rest, JobInput)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: input {name}: {error}") from error
+        raise ConfigError(f"{what}: {error}") from error
     if "file" in given:
-        return msgspec.structs.replace(read, data=read_file(folder / str(given["file"]), name))
+        file = folder / _text(given["file"], what)
+        return msgspec.structs.replace(read, data=read_file(file, name))
     if "text" in given:
-        return msgspec.structs.replace(read, data=_text(given["text"]).encode())
+        return msgspec.structs.replace(read, data=_text(given["text"], what).encode())
     return read
 
 
-def _text(value: object) -> str:
-    """YAML reads `8` as a number and `true` as a truth value; a job wants what was written."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _text(value: object, what: str) -> str:
+    """What was written. Raises ConfigError for what is no scalar, and for an empty place."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Written):
+        return value.text
+    if isinstance(value, bool):  # JSON's; YAML's `yes` is `Written`
+        return str(value).lower()
+    if value is None:
+        raise ConfigError(f"{what} has no value; write '' for an empty text, or quote \"null\"")
+    raise ConfigError(f"{what} is a {type(value).__name__}, not a text; quote it")
 
 
 def _texts(mapping: Any, where: str) -> dict[str, str]:
     if not isinstance(mapping, dict):
         raise ConfigError(f"{where} is a mapping of names to values")
-    return {_text(key): _text(value) for key, value in mapping.items()}
+    return {_text(key, where): _text(value, f"{where} {key}") for key, value in mapping.items()}
+
+
+def _words(given: Any, what: str) -> Any:
+    """A list of texts; a string is left to `Job`, which knows where one may stand."""
+    if isinstance(given, list):
+        return [_text(word, f"{what} {index}") for index, word in enumerate(given, 1)]
+    return _text(given, what)
+
+
+def _plain(value: Any) -> Any:
+    """The values that YAML or JSON read, where no text is meant."""
+    if isinstance(value, Written):
+        return value.value
+    if isinstance(value, dict):
+        return {_plain(key): _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
 def _wire(job: dict[str, Any], where: str) -> Submission:
@@ -167,13 +229,14 @@ def _wire(job: dict[str, Any], where: str) -> Submission:
             f"({_first(short)}); use one"
         )
     _check_keys(job, _WIRE_KEYS, where)
-    body = {key: value for key, value in job.items() if key != "queue"}
-    queue = str(job.get("queue", DEFAULT_QUEUE))
+    body = {key: _plain(value) for key, value in job.items() if key != "queue"}
+    queue = _text(job.get("queue", DEFAULT_QUEUE), f"{where}: queue")
     if not is_valid_name(queue):
         raise ConfigError(f"{where}: queue {queue!r} is not a name")
     try:
         spec = msgspec.convert(body, JobSpec)
+        check_text(spec)
         validate_spec(spec)
-    except (msgspec.ValidationError, InvalidRecordError) as error:
+    except (msgspec.ValidationError, InvalidRecordError, ConfigError) as error:
         raise ConfigError(f"{where}: {error}") from error
     return Submission(QueueName(queue), spec)

@@ -51,6 +51,7 @@ from outrider.local.process import (
 )
 from outrider.local.record import (
     DEFAULT_NAME,
+    LOCK_MARK,
     Layout,
     ProcessRecord,
     Role,
@@ -143,6 +144,7 @@ def _locked(place: Layout) -> Iterator[None]:
         raise ConfigError(f"cannot use {place.folder}: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.pwrite(descriptor, LOCK_MARK, 0)
         yield
     except BlockingIOError:
         raise ConfigError(
@@ -181,6 +183,7 @@ class LocalCluster:
             overcommit=options.overcommit,
         )
         place = layout(options.name, options.folder)
+        place.check_free()
         with _locked(place):
             cls._clear_leftovers(place, progress)
             cluster = cls(place, _fresh_run(options))
@@ -271,7 +274,8 @@ class LocalCluster:
     def stop(self, progress: Progress = _quiet, *, purge: bool = False) -> list[str]:
         """Stops agents, coordinators, broker. Returns notes on what had to be killed. Idempotent.
 
-        `purge` removes the cluster's folder with all data in it.
+        `purge` removes the cluster's folder with all data in it. Raises ConfigError where that
+        fails.
         """
         if not self._place.folder.exists():
             return []
@@ -279,14 +283,15 @@ class LocalCluster:
             notes = self._shut_down(progress)
             if purge:
                 progress(f"removing {self._place.folder}")
-                shutil.rmtree(self._place.folder, ignore_errors=True)
+                self._place.remove()
         return notes
 
     @staticmethod
     def purge(place: Layout) -> None:
-        """Removes the folder of a cluster that does not run."""
+        """Removes the folder of a cluster that does not run. Raises ConfigError: it is none's."""
+        place.check_ours()
         with _locked(place):
-            shutil.rmtree(place.folder, ignore_errors=True)
+            place.remove()
 
     def __enter__(self) -> "LocalCluster":
         return self

@@ -5,6 +5,7 @@ as a whole by rename(2), so that `outrider down` can clean up whatever a crashed
 """
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -17,6 +18,8 @@ from outrider.local.process import Identity, is_alive
 
 DEFAULT_NAME: Final = "local"
 RUN_VERSION: Final = 1
+LOCK_MARK: Final = b"the lock of an Outrider local cluster\n"
+"""What the lock file holds: it tells a cluster's folder, even where `up` failed, from others."""
 
 Role = Literal["broker", "coordinator", "agent"]
 
@@ -113,6 +116,52 @@ class Layout(NamedTuple):
         """What the marks of this cluster's processes start with (`process.MARK_VARIABLE`)."""
         return f"{self.folder}:"
 
+    @property
+    def is_ours(self) -> bool:
+        """A local cluster was started here: what is in the folder may be replaced or removed.
+
+        A `cluster.json` alone does not tell: people keep cluster files of their own.
+        """
+        try:
+            lock = self.lock_file.read_bytes()
+        except OSError:
+            return self.run_file.exists()
+        return lock == LOCK_MARK or self.run_file.exists() or self.cluster_file.exists()
+
+    def claim(self) -> None:
+        """Marks a folder as a cluster's, so that things may be put there before it is started."""
+        self.lock_file.write_bytes(LOCK_MARK)
+
+    def check_free(self) -> None:
+        """Raises ConfigError where the folder holds what no local cluster put there."""
+        try:
+            things = {entry.name: entry.lstat().st_size for entry in self.folder.iterdir()}
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ConfigError(f"cannot use {self.folder}: {error.strerror}") from error
+        if things and things != {self.lock_file.name: 0} and not self.is_ours:
+            raise ConfigError(
+                f"{self.folder} holds files that are not a local cluster's, and `up` would replace "
+                "some; give a new or an empty folder"
+            )
+
+    def check_ours(self) -> None:
+        """Raises ConfigError where no local cluster was started in the folder."""
+        if not self.is_ours:
+            raise ConfigError(
+                f"{self.folder} is not the folder of a local cluster: nothing was removed"
+            )
+
+    def remove(self) -> None:
+        """Removes the folder with everything in it. Raises ConfigError: not ours, or it stays."""
+        self.check_ours()
+        try:
+            shutil.rmtree(self.folder)
+        except OSError as error:
+            where, why = error.filename or self.folder, error.strerror or error
+            raise ConfigError(f"cannot remove {where}: {why}; remove it by hand") from error
+
     def read_run(self) -> RunRecord | None:
         """The run record, or None where nothing was started. Raises ConfigError."""
         try:
@@ -139,6 +188,19 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_chosen(path: Path, content: bytes) -> None:
+    """Writes where a person said: a device or a pipe is written to and never replaced, a link is
+    followed, and a file has the old or the new content. Raises ConfigError."""
+    if not path.exists() or path.is_file():
+        write_atomically(Path(os.path.realpath(path)), content)
+        return
+    try:
+        with path.open("wb") as sink:
+            sink.write(content)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 

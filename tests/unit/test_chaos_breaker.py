@@ -1,6 +1,7 @@
 """The nemesis at work on a fake cluster, tick by tick: what it breaks it heals, and what dies of
 itself it tells and starts again."""
 
+import errno
 import signal
 from pathlib import Path
 from typing import Any, cast
@@ -8,11 +9,12 @@ from typing import Any, cast
 import pytest
 
 from chaos.breaker import Breaker
+from chaos.faults.kinds import KINDS
 from chaos.faults.world import World
 from chaos.history import FaultBegan, FaultHealed, FaultSkipped, ProcessEnded, Recorder, of
 from chaos.nemesis import PlannedFault
 from chaos.scenario import FaultSpec
-from idl.errors import ConfigError
+from idl.errors import ConfigError, PlatformFaultError
 
 
 class FakeRecord:
@@ -28,6 +30,7 @@ class FakeCluster:
         self.records = {name: FakeRecord(name) for name in names}
         self.done: list[str] = []
         self.run = self
+        self.stuck: set[str] = set()
 
     def process(self, name: str) -> FakeRecord:
         return self.records[name]
@@ -40,6 +43,8 @@ class FakeCluster:
             self.records[name].alive = False
 
     def restart(self, name: str) -> None:
+        if name in self.stuck:
+            raise OSError(errno.EAGAIN, "cannot fork")
         self.done.append(f"restart {name}")
         self.records[name].alive = True
 
@@ -123,6 +128,85 @@ def test_what_cannot_be_done_here_is_skipped_with_its_reason_once(setting: Setti
     assert [one.kind for one in setting.told(FaultSkipped)] == ["disk_full"]
     assert setting.breaker.skipped == 2
     assert not setting.told(FaultBegan)
+
+
+class Unlucky:
+    """A fault whose begin or heal raises."""
+
+    means = ""
+
+    def __init__(self, begin: Exception | None = None, heal: Exception | None = None) -> None:
+        self.raised = (begin, heal)
+
+    def begin(self) -> str:
+        if self.raised[0] is not None:
+            raise self.raised[0]
+        return ""
+
+    def heal(self) -> str:
+        if self.raised[1] is not None:
+            raise self.raised[1]
+        return ""
+
+
+def unlucky(monkeypatch: pytest.MonkeyPatch, kind: str, **raised: Exception) -> None:
+    monkeypatch.setitem(KINDS, kind, lambda *_: Unlucky(**raised))
+
+
+def test_a_healing_that_fails_keeps_no_other_from_its_own(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlucky(monkeypatch, "clock_jump", heal=PlatformFaultError("a wire ended by itself"))
+    todo = [
+        planned(1, 0, 9, fault="clock_jump", target="leader"),
+        planned(2, 0, 9, fault="pause", target="agents"),
+    ]
+    setting.breaker.tick(todo, 0)
+    setting.breaker.heal_all()
+    assert setting.cluster.done == ["SIGSTOP n1", "SIGCONT n1"]
+    assert setting.breaker.open == []
+    bad, good = setting.told(FaultHealed)
+    assert (bad.fault, bad.error) == (1, "clock_jump of c2: a wire ended by itself")
+    assert (good.fault, good.error) == (2, "")
+    assert setting.breaker.unhealed == [bad.error]
+
+
+def test_a_fault_that_cannot_begin_for_want_of_room_is_skipped(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_room = OSError(errno.ENOSPC, "No space left on device")
+    unlucky(monkeypatch, "clock_jump", begin=no_room)
+    setting.breaker.tick([planned(1, 0, 9, fault="clock_jump", target="leader")], 0)
+    assert "No space left" in setting.told(FaultSkipped)[0].reason
+    assert (setting.breaker.open, setting.told(FaultHealed)) == ([], [])
+    unlucky(monkeypatch, "clock_jump", begin=no_room, heal=no_room)
+    setting.breaker.tick([planned(2, 0, 9, fault="clock_jump", target="leader")], 0)
+    assert [one.fault for one in setting.told(FaultHealed)] == [2]
+    assert setting.breaker.open == []
+
+
+def test_what_a_healing_could_not_start_is_no_crash_and_is_tried_again(setting: Setting) -> None:
+    setting.breaker.tick([planned(1, 0, 1, fault="kill", target="coordinators")], 0)
+    setting.cluster.stuck = {"c1"}
+    setting.breaker.tick([], 1)
+    assert not setting.cluster.records["c1"].alive
+    assert setting.cluster.records["c2"].alive and setting.cluster.records["c3"].alive
+    setting.cluster.stuck = set()
+    setting.breaker.tick([], 1)
+    assert setting.cluster.records["c1"].alive
+    assert not setting.told(ProcessEnded)
+    setting.breaker.look()
+    setting.cluster.records["c1"].alive = False
+    setting.breaker.look()
+    assert [one.process for one in setting.told(ProcessEnded)] == ["c1"], "a crash afterwards is"
+
+
+def test_what_cannot_be_started_again_is_told_once(setting: Setting) -> None:
+    setting.cluster.stuck = {"c3"}
+    setting.cluster.records["c3"].alive = False
+    for _ in range(3):
+        setting.breaker.look()
+    assert [one.process for one in setting.told(ProcessEnded)] == ["c3"]
 
 
 def test_clocks_jump_back(setting: Setting) -> None:

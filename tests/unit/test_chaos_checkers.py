@@ -272,9 +272,39 @@ def test_a_submission_in_doubt_may_be_lost_or_not() -> None:
 
 
 def test_jobs_of_others_do_not_count_on_a_cluster_that_is_not_ours() -> None:
-    theirs = changed(without(good(), Invoked, job="a"), RunStarted, {}, strangers=True)
-    theirs = without(theirs, Completed, job="a")
-    assert CHECKERS["account"](tuple(theirs)).outcome == "pass"
+    again = [
+        entry(2, 6, ingested("a", 7), leader="c2"),  # long after its first life was forgotten
+        entry(2, 7, Assigned(job="a", attempt=1, node="n1", incarnation=9), leader="c2"),
+        entry(2, 8, Released(job="a", attempt=1, outcome="succeeded", source=result_at(2)),
+              Finished(job="a", attempt=1), leader="c2"),
+    ]  # fmt: skip
+    theirs = without(without(good(), Invoked, job="a"), Completed, job="a")
+    theirs = [*without(theirs, ResultFound), *reads([*lost_then_done(), *again])[10:]]
+    for name in ("account", "attempts", "results"):
+        assert CHECKERS[name](tuple(theirs)).outcome == "fail", name
+    theirs = changed(theirs, RunStarted, {}, strangers=True)
+    for name in CHECKERS.keys() - {"replay"}:  # whose ledger forgets nothing here
+        verdict = CHECKERS[name](tuple(theirs))
+        assert verdict.outcome == "pass", verdict
+
+
+def test_our_jobs_do_count_on_a_cluster_that_is_not_ours() -> None:
+    theirs = changed(without(good(), ResultFound), RunStarted, {}, strangers=True)
+    assert CHECKERS["results"](tuple(theirs)).outcome == "fail"
+    lost = without(theirs, EntryRead, offset=1)
+    assert CHECKERS["account"](tuple(lost)).outcome == "fail"
+
+
+def test_a_run_with_a_fault_that_was_not_healed_is_no_pass_and_no_accusation() -> None:
+    unhealed = changed(good(), FaultHealed, {"fault": 1}, error="kill of c1: cannot fork")
+    told = report_of(tuple(unhealed))
+    assert told.outcome == "unknown"
+    assert told.verdicts[0].problems == ("kill of c1: cannot fork",)
+    lost = report_of(tuple(without(unhealed, EntryRead, offset=9)))
+    assert lost.outcome == "unknown"
+    account = next(one for one in lost.verdicts if one.checker == "account")
+    assert account.problems[0] == "not held against the cluster: a fault was not healed"
+    assert "ended 0 times" in account.problems[1]
 
 
 def test_what_cannot_be_judged_is_not_a_pass() -> None:
@@ -320,6 +350,20 @@ def test_the_report_tells_all() -> None:
     assert (report.scenario, report.outcome, report.faults) == ("s", "pass", {"kill": 1})
     assert len(report.verdicts) == len(CHECKERS)
     assert report_of((*good(), Left(at_ms=1, what="x"))).outcome == "fail"
+
+
+def test_a_history_is_judged_by_the_checkers_of_its_scenario() -> None:
+    """`clocks` excludes `overlaps`: the clocks of its nodes jump."""
+    jumped = changed(good(), ResultFound, {"attempt": 2}, started_ms=15)
+    assert report_of(tuple(jumped)).outcome == "fail"
+    chosen = changed(jumped, RunStarted, {}, checkers=("terms", "results"))
+    told = report_of(tuple(chosen))
+    assert [verdict.checker for verdict in told.verdicts] == ["terms", "results"]
+    assert told.outcome == "pass"
+    assert report_of(tuple(chosen), ("overlaps",)).outcome == "fail", "asked for by name"
+    luck = changed(good(), RunStarted, {}, checkers=("luck",))
+    with pytest.raises(ConfigError, match="no checker 'luck'"):
+        report_of(tuple(luck))
 
 
 def test_a_history_survives_its_file(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 import hashlib
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from chaos import generator, nemesis
 from chaos.checkers import CHECKERS
+from chaos.cli import main
 from chaos.scenario import (
     JOB_KINDS,
     FaultSpec,
@@ -74,6 +76,26 @@ def test_what_is_wrong_is_said(text: str, says: str) -> None:
 def test_an_unknown_scenario_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="kills"):
         load_scenario("no-such-scenario")
+
+
+def test_a_scenario_is_shown_or_it_is_told_which_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("about: mine\n")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff")
+    assert main(["show", "kills"]) == 0
+    assert main(["show", str(own)]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{built_in()['kills']}\nabout: mine\n\n"
+    for wrong, says in (
+        ("nosuch", "no scenario 'nosuch'; there are"), ("no.yaml", "No such file"),
+        (str(tmp_path / "bytes.yaml"), "not UTF-8"), (str(tmp_path), "Is a directory"),
+    ):  # fmt: skip
+        assert main(["show", wrong]) == 2
+        told = capsys.readouterr()
+        assert says in told.err and told.err.count("\n") == 1
+        assert told.out == ""
 
 
 def test_amounts() -> None:

@@ -1,6 +1,7 @@
 """Errors of the CLI: one line on stderr, a stable exit code, never a traceback unless asked."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,25 @@ def test_a_mistake_is_one_line_and_its_code(
     assert result.stderr.startswith("outrider: ")
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+def test_bytes_that_are_no_text_are_a_mistake_of_the_caller(tmp_path: Path) -> None:
+    env = {"XDG_STATE_HOME": str(tmp_path), "OUTRIDER_CONFIG": ""}
+    word = run("submit", "--", "printf", os.fsdecode(b"\xff"), env=env)
+    assert (word.exit_code, "is not UTF-8 text" in word.stderr) == (2, True), word.stderr
+    file = CliRunner().invoke(cli, ["submit", "-f", "-"], env=env, input=b"command: \xff\n")
+    assert (file.exit_code, file.stderr) == (
+        2, "outrider: cannot read job file stdin: it is not UTF-8 text\n",
+    )  # fmt: skip
+
+
+def test_a_mistyped_folder_is_neither_purged_nor_used(tmp_path: Path) -> None:
+    (tmp_path / "thesis").touch()
+    for words in (["down", "--purge"], ["up"]):
+        result = run(*words, "--dir", str(tmp_path))
+        assert result.exit_code == 2, result.output
+        assert str(tmp_path) in result.stderr
+        assert [entry.name for entry in tmp_path.iterdir()] == ["thesis"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The local cluster's parts that need no cluster: shares, ports, records, processes, lookup."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from idl.errors import ConfigError
 from idl.settings import ClusterSettings
 from idl.units import GIB, MIB
 from outrider.client.config import find_cluster, find_config
+from outrider.local.cluster import LocalCluster, LocalOptions
 from outrider.local.machine import (
     coordinator_dds_port,
     free_dds_domain,
@@ -34,7 +36,15 @@ from outrider.local.process import (
     wait_gone,
 )
 from outrider.local.readiness import NotReadyError, wait_ready
-from outrider.local.record import Layout, ProcessRecord, RunRecord, layout, write_atomically
+from outrider.local.record import (
+    LOCK_MARK,
+    Layout,
+    ProcessRecord,
+    RunRecord,
+    layout,
+    write_atomically,
+    write_chosen,
+)
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
 STUBBORN = (
@@ -170,12 +180,98 @@ def test_secrets_are_written_for_their_owner_alone(tmp_path: Path) -> None:
         write_atomically(tmp_path / "none" / "file", b"x")
 
 
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """As root a device would be: `outrider result j --to /dev/null`."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_chosen(pipe, b"result")
+        assert os.read(reader, 100) == b"result"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_link_is_followed_and_stays_one(tmp_path: Path) -> None:
+    target, link = tmp_path / "there" / "target", tmp_path / "link"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    for content in (b"new", b"replaced"):
+        write_chosen(link, content)
+        assert link.is_symlink()
+        assert target.read_bytes() == content
+    write_chosen(tmp_path / "plain", b"x")
+    assert (tmp_path / "plain").read_bytes() == b"x"
+    with pytest.raises(ConfigError, match="cannot write"):
+        write_chosen(tmp_path, b"x")
+
+
 def test_where_a_cluster_lives(tmp_path: Path) -> None:
     assert layout("a", env={"XDG_STATE_HOME": "/s"}).folder == Path("/s/outrider/a")
     assert layout("a", tmp_path).cluster_file == tmp_path / "cluster.json"
     assert layout("a", env={}).folder.name == "a"
     with pytest.raises(ConfigError, match="is not a name"):
         layout("../x")
+
+
+def test_only_a_clusters_folder_is_removed(tmp_path: Path) -> None:
+    """`down --dir X --purge` with a mistyped X."""
+    home = tmp_path / "home"
+    for name in ("thesis", "state", "logs", "logs.previous"):
+        (home / name).mkdir(parents=True)
+        (home / name / "work").write_text("years of it")
+    (home / "cluster.json").write_text("{}")  # a cluster file that somebody wrote
+    place = layout(folder=home)
+    before = sorted(home.rglob("*"))
+    with pytest.raises(ConfigError, match="not the folder of a local cluster: nothing was removed"):
+        LocalCluster.purge(place)
+    with pytest.raises(ConfigError, match="give a new or an empty folder"):
+        LocalCluster.start(LocalOptions(folder=home))
+    assert sorted(home.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"lock": b"", "cluster.json": b"{}"},
+        {"run.json": b"{}"},
+        {"lock": LOCK_MARK, "logs": b"", "broker": b""},  # of an `up` that failed early
+    ],
+)
+def test_a_clusters_folder_is_known_and_removed(files: dict[str, bytes], tmp_path: Path) -> None:
+    place = layout(folder=tmp_path / "c")
+    place.folder.mkdir()
+    for name, content in files.items():
+        (place.folder / name).write_bytes(content)
+    place.check_free()
+    LocalCluster.purge(place)
+    assert not place.folder.exists()
+
+
+def test_an_empty_folder_is_free_and_one_may_be_claimed(tmp_path: Path) -> None:
+    place = layout(folder=tmp_path)
+    layout(folder=tmp_path / "none").check_free()
+    place.check_free()
+    place.lock_file.touch()
+    place.check_free()
+    (tmp_path / "other").touch()
+    with pytest.raises(ConfigError, match="new or an empty folder"):
+        place.check_free()
+    place.claim()
+    place.check_free()
+
+
+def test_a_folder_that_stays_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "real"
+    folder.mkdir()
+    place = layout(folder=tmp_path / "link")
+    place.folder.symlink_to(folder)
+    place.claim()
+    with pytest.raises(ConfigError, match=r"cannot remove .*link.*; remove it by hand"):
+        LocalCluster.purge(place)
+    assert folder.exists()
 
 
 def test_which_cluster_is_meant(tmp_path: Path) -> None:

@@ -38,6 +38,33 @@ allow_unenforced: [network]
     assert "memory" in spec.isolation.require
 
 
+@pytest.mark.parametrize(
+    "written", ["1.10", "010", "0x1F", "1_000", "+5", "3.0", "yes", "True", "2024-01-01", "1:30"]
+)
+def test_a_text_is_what_was_written_not_what_yaml_reads(written: str) -> None:
+    (found,) = parse_jobs(
+        f"command: [x, {written}]\nargs: [{written}]\nenv: {{A: {written}}}\n"
+        f"node_labels: {{{written}: {written}}}\ninputs: {{a: {written}, b: {{text: {written}}}}}",
+        "f",
+    )
+    spec = found.spec
+    assert spec.command == ("x", written, written)
+    assert (spec.env, spec.node_labels) == ({"A": written}, {written: written})
+    assert {given.data for given in spec.inputs.values()} == {written.encode()}
+
+
+def test_numbers_of_json_and_a_program_called_true() -> None:
+    (found,) = parse_jobs('{"command": "x", "env": {"A": 1.10, "B": false}}', "f", suffix=".json")
+    assert found.spec.env == {"A": "1.10", "B": "false"}
+    (found,) = parse_jobs("{command: true, cpu: 1.50, memory: 64_000_000, exclusive: yes}", "f")
+    assert found.spec.command == ("true",)
+    assert found.spec.resources.cpu_millis == 1500
+    assert found.spec.resources.memory_bytes == 64_000_000
+    assert found.spec.exclusive
+    (found,) = parse_jobs("{command: [x], v: 1, resources: {cpu_millis: 250}}", "f")
+    assert found.spec.resources.cpu_millis == 250
+
+
 def test_defaults_a_list_several_documents_and_json_lines() -> None:
     with_defaults = parse_jobs(
         "defaults: {cpu: 2, group: g}\njobs:\n  - {command: [a]}\n  - {command: [b], cpu: 1}", "f"
@@ -92,6 +119,17 @@ def test_files_named_in_a_job_file_lie_beside_it(tmp_path: Path) -> None:
         ("command: [echo]\npayload_file: missing", "cannot read payload missing"),
         ("command: [echo]\ngpus: lots", "Expected `int`, got `str`"),
         ("command: [echo]\nenv: [a]", "env is a mapping"),
+        ("command: [echo]\nenv: {DEBUG: }", "env DEBUG has no value; write '' for an empty text"),
+        ("command: [echo]\nenv: {DEBUG: null}", "env DEBUG has no value"),
+        ("command: [echo]\nenv: {A: [1, 2]}", "env A is a list, not a text; quote it"),
+        ("command: [echo, null]", "command 2 has no value"),
+        ("command: [echo]\ninputs: {a: }", "input a has no value"),
+        ("command: [echo]\nargs: --epochs 3", "args is a list of strings, not the string"),
+        ("command: [echo]\nargs: 3", "args is a list of strings, not the string"),
+        ("command: [echo]\nargs: {a: b}", "args is a dict"),
+        ("command: [echo]\noutputs: report.txt", "outputs is a list of strings, not the string"),
+        ("command: [echo]\nrequire: memory", "require is a list of strings"),
+        ("command: [echo]\nenv: {A: 2024-05-32}", "does not parse"),
         ("cpu: 1", "needs command"),
         ("script: '#!/usr/bin/awk -f'", "'awk' is not known to read"),
         ("script: '#!/usr/bin/env'", "names no program"),
@@ -113,6 +151,12 @@ def test_a_mistake_is_told_in_one_line(text: str, told: str) -> None:
     assert told in message
     assert message.startswith("here.yaml")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("more", ["", ', "v": 1'])
+def test_half_a_character_of_json_is_told(more: str) -> None:
+    with pytest.raises(ConfigError, match=r"here: .* is not UTF-8 text"):
+        parse_jobs(rf"""{{"command": ["\ud800"]{more}}}""", "here", suffix=".json")
 
 
 def test_the_job_that_is_wrong_is_named() -> None:

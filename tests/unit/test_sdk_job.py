@@ -1,9 +1,12 @@
 """`Job` and its way to the wire form; functions as jobs."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +24,9 @@ from outrider.client.job import (
     required_limits,
     shebang_command,
 )
+
+BAD = os.fsdecode(b"\xff")
+"""A word of a command line that is not UTF-8, as Python has it."""
 
 
 def test_a_job_without_options_is_the_spec_without_options() -> None:
@@ -54,6 +60,24 @@ def test_wrong_types_are_told_before_anything_is_sent() -> None:
         Job(["x"], gpus="two").submission()  # type: ignore[arg-type]
     with pytest.raises(InvalidRecordError, match="NUL"):
         Job(["a\0b"]).submission()
+
+
+@pytest.mark.parametrize("name", ["args", "outputs", "retry_on", "require", "allow_unenforced"])
+def test_a_string_is_no_list_of_its_characters(name: str) -> None:
+    options: dict[str, Any] = {name: "ab"}
+    with pytest.raises(ConfigError, match=f"{name} is a list of strings, not the string 'ab'"):
+        Job(["x"], **options).submission()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"env": {"A": BAD}}, {"inputs": {BAD: b""}}, {"group": BAD}, {"outputs": [BAD]}],
+)
+def test_bytes_that_are_no_text_are_told_before_anything_is_sent(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"udcff' is not UTF-8 text"):
+        Job(["x"], **options).submission()
+    with pytest.raises(ConfigError, match="payload is not UTF-8 text; give it as bytes"):
+        Job(["x"], payload=BAD).submission()
 
 
 def test_a_payload_that_is_too_large_is_refused_with_advice(tmp_path: Path) -> None:
@@ -107,6 +131,9 @@ def square(item: int) -> int:
     return int(math.pow(item, 2))
 
 
+Number = int
+
+
 def leaky(item: int) -> int:
     return item * OUTSIDE
 
@@ -123,9 +150,58 @@ def test_a_function_travels_as_source_and_comes_back_as_json(tmp_path: Path) -> 
     assert json.loads(spec.payload or b"") == 7
 
 
-def test_a_function_that_does_not_stand_alone_is_refused() -> None:
+def by_default(item: int, by: int = OUTSIDE) -> int:
+    return item * by
+
+
+def by_lambda(item: int, *, by: Any = lambda one: one * OUTSIDE) -> Any:
+    return by(item)
+
+
+def inside(item: list[int]) -> list[int]:
+    return [OUTSIDE * one for one in item]
+
+
+def annotated(item: Number, *, most: Number = 3) -> list[Number]:
+    """Only its annotations name what is not there."""
+    found: Any = most
+
+    class Pair:
+        first: Sequence[int] = (1, 2)
+
+    def less(one: Number) -> Number:
+        return annotated(one)[0] if one > found else one
+
+    return [less(one) + max(Pair.first) for one in range(item)]
+
+
+@pytest.mark.parametrize("function", [by_default, by_lambda, inside, leaky])
+def test_what_a_function_needs_from_outside_is_told(function: Any) -> None:
     with pytest.raises(ConfigError, match="uses OUTSIDE from outside"):
-        function_source(leaky)
+        function_source(function)
+
+
+def test_what_an_enclosing_function_has_is_outside_too() -> None:
+    OUTSIDE = 3
+
+    def closure(item: int) -> int:
+        return item * OUTSIDE
+
+    with pytest.raises(ConfigError, match="uses OUTSIDE from outside"):
+        function_source(closure)
+
+
+def test_annotations_may_name_anything(tmp_path: Path) -> None:
+    (job,) = function_jobs(annotated, [3], python=sys.executable)
+    spec = job.submission().spec
+    result = tmp_path / "result"
+    subprocess.run(
+        spec.command, input=spec.payload, env={"OUTRIDER_RESULT": str(result)}, check=True
+    )
+    assert function_value(result.read_bytes()) == [2, 3, 4]
+
+
+def test_a_function_that_does_not_stand_alone_is_refused() -> None:
     with pytest.raises(ConfigError, match="not a lambda"):
         function_source(lambda item: item)
     with pytest.raises(ConfigError, match="item 0 is not JSON"):
