@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from node_agent.launcher import kernel
+from node_agent.launcher import kernel, wire
 from node_agent.launcher.board import Board
 from node_agent.launcher.child import JobSpec
 from node_agent.launcher.command import candidates_of, exit_code_of, why_not_executed
@@ -191,6 +191,15 @@ def test_the_worst_of_all_tries_is_told(
     fault = why_not_executed(argv, candidates_of(spec(argv, PATH="/a:/b")), results)
     assert exit_code_of(fault) == code
     assert words in fault.text
+
+
+@pytest.mark.parametrize("argv", ["/" + "\\" * 60_000, "\U0001f600" * 20_000])
+def test_a_long_program_s_name_is_told_in_part(argv: str) -> None:
+    """Quoted and written as JSON it was longer than any message to the agent."""
+    fault = why_not_executed(argv, candidates_of(spec(argv, PATH="/a")), [-errno.ENOENT])
+    assert exit_code_of(fault) == 127
+    assert fault.text.endswith(("inside the sandbox", "No such file or directory"))
+    assert len(wire.dumps({"detail": fault.text})) < 100_000
 
 
 def test_too_many_places_to_look_are_refused() -> None:
