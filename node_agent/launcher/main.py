@@ -51,6 +51,8 @@ _COLLECT_EVERY_JOBS = 1000
 # On shutdown: how long cgroup directories may take before they are left to the next start's sweep.
 _CLOSE_S_MAX = 5.0
 _NEVER = float("inf")
+# epoll_wait(2) takes an int of milliseconds, 24 days; jobs may have longer, so look again sooner.
+_WAIT_S_MAX = 3600.0
 
 
 class Launcher:
@@ -109,7 +111,7 @@ class Launcher:
         if not self._closing:
             soonest = min(soonest, self._orphan_ends_at)
         if soonest != _NEVER:
-            waits.append(max(0.0, soonest - time.monotonic()))
+            waits.append(min(max(0.0, soonest - time.monotonic()), _WAIT_S_MAX))
         return min(waits) if waits else -1
 
     def _on_event(self, fd: int, event: int) -> None:
