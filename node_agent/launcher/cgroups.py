@@ -17,6 +17,7 @@ from node_agent.launcher import devices, limits, usage
 from node_agent.launcher.files import (
     keyed_value,
     read_at,
+    rows_of,
     write_all,
     write_at,
     write_if_present,
@@ -56,11 +57,11 @@ def find_hierarchies(mountinfo: str, own_cgroups: str, parent: str = "") -> list
     ``parent`` overrides the process's own cgroup in every hierarchy.
     """
     own: dict[frozenset[str], str] = {}
-    for line in own_cgroups.splitlines():
+    for line in rows_of(own_cgroups):
         _, names, path = line.split(":", 2)
         own[frozenset(names.split(",")) - {""}] = path
     found: list[Mounted] = []
-    for line in mountinfo.splitlines():
+    for line in rows_of(mountinfo):
         left, _, right = line.partition(" - ")
         fields, (kind, _, options) = left.split(" "), right.split(" ", 2)
         if kind == "cgroup2":

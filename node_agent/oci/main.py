@@ -19,6 +19,7 @@ from node_agent.launcher import kernel, probe, rootfs, setup
 from node_agent.launcher.cgroups import PREFIX, find_hierarchies, open_tree, remove_dead
 from node_agent.launcher.child import JobSpec, Shape
 from node_agent.launcher.doors import Doors
+from node_agent.launcher.files import read_table
 from node_agent.launcher.jobs import Job
 from node_agent.launcher.limits import ON_DEMAND_V1, Limits
 from node_agent.launcher.main import Launcher
@@ -93,10 +94,7 @@ def _folders(shared: OciShared) -> None:
 
 
 def _cgroups(environment: OciEnvironment, settings: dict[str, object], agent_pid: int) -> None:
-    with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        mountinfo = file.read()
-    with open("/proc/self/cgroup", encoding="utf-8") as file:
-        own = file.read()
+    mountinfo, own = read_table("/proc/self/mountinfo"), read_table("/proc/self/cgroup")
     parent = str(settings["cgroup_parent"])
     name = f"{PREFIX}{settings['instance']}.{os.urandom(4).hex()}"
     used = find_hierarchies(mountinfo, own, parent)
