@@ -71,6 +71,7 @@ from node_agent.core.recovery import (
 )
 from node_agent.images.bounds import IMAGE_FILES_MAX
 from node_agent.kept import Kept, open_kept
+from node_agent.launcher import rights
 from node_agent.lease_timer import LeaseTimer
 from node_agent.metrics import Metrics
 from node_agent.pressure import node_pressure
@@ -530,6 +531,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point. Exit codes: 0 stopped, 1 platform fault, 2 configuration."""
     options = _arguments(sys.argv[1:] if argv is None else argv)
     configure_logging(options.name, options.log_level)
+    rights.raise_limit()
 
     async def serve(stopping: asyncio.Event) -> None:
         if not is_valid_name(options.name):

@@ -263,7 +263,7 @@ class AttemptRunner:
             )
         except JobFaultError as error:
             return SandboxOutcome(cause="exited", exit_code=None, detail=str(error)), None
-        except (PlatformFaultError, SandboxError) as error:
+        except (PlatformFaultError, SandboxError, OSError) as error:  # out of descriptors
             return SandboxOutcome(cause="sandbox_failed", detail=str(error)), None
         return _with_outputs(outcome, collection), sandbox
 

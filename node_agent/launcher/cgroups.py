@@ -92,10 +92,14 @@ class Group:
     """One directory in one hierarchy."""
 
     def __init__(self, parent_fd: int, name: str, fd: int = -1) -> None:
-        """Makes it, unless it is open already."""
+        """Makes it, unless it is open already. Raises OSError; it is not there then."""
         if fd < 0:
             os.mkdir(name, 0o755, dir_fd=parent_fd)
-            fd = os.open(name, _CREATED, dir_fd=parent_fd)
+            try:
+                fd = os.open(name, _CREATED, dir_fd=parent_fd)
+            except OSError:
+                os.rmdir(name, dir_fd=parent_fd)
+                raise
         self.parent_fd, self.name, self.fd = parent_fd, name, fd
 
     def remove(self) -> bool:
@@ -183,8 +187,8 @@ class JobCgroup(Remains):
     def _watch_oom(self, memory_fd: int) -> None:
         """v1 has no OOM group: an eventfd wakes the launcher, which then kills the whole job."""
         control = os.open("memory.oom_control", os.O_RDONLY | os.O_CLOEXEC, dir_fd=memory_fd)
-        self.oom_event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
+            self.oom_event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             write_at(memory_fd, "cgroup.event_control", f"{self.oom_event_fd} {control}")
         finally:
             os.close(control)
@@ -192,10 +196,15 @@ class JobCgroup(Remains):
     def join_fds(self) -> list[int]:
         """Open ``cgroup.procs`` of every v1 directory; the child writes 0 into each to join."""
         distinct = {id(group): group for group in [*self.v1.values(), *self._shared]}.values()
-        return [
-            os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=group.fd)
-            for group in distinct
-        ]
+        fds: list[int] = []
+        try:
+            for group in distinct:
+                fds.append(os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=group.fd))
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return fds
 
     def oom_kills(self) -> int:
         """Tasks of this job that the kernel killed for want of memory."""

@@ -13,6 +13,7 @@ import sys
 from _socket import (
     AF_UNIX,
     MSG_CMSG_CLOEXEC,
+    MSG_CTRUNC,
     MSG_DONTWAIT,
     SO_PEERCRED,
     SOCK_SEQPACKET,
@@ -110,18 +111,23 @@ class Doors:
 
     # --- what is said -------------------------------------------------------------------------
     def receive(self) -> tuple[bytes, list[int]] | None:
-        """One message with its descriptors, which are the caller's from now on; empty once the
-        agent is gone. None where nothing is said now."""
+        """One message with its descriptors, which are the caller's from now on: all, or none where
+        there is no room for all. Empty once the agent is gone. None where nothing is said now."""
         if self.agent is None:
             return None
         space, flags = rights.room(_RUN_FDS_MAX), MSG_CMSG_CLOEXEC | MSG_DONTWAIT
         try:
-            data, ancillary, _, _ = self.agent.recvmsg(MESSAGE_BYTES_MAX, space, flags)
+            data, ancillary, how, _ = self.agent.recvmsg(MESSAGE_BYTES_MAX, space, flags)
         except BlockingIOError:
             return None
         except ConnectionResetError:
             return b"", []
-        return data, rights.taken(ancillary)
+        fds = rights.taken(ancillary)
+        if how & MSG_CTRUNC:  # by its place one would be taken for another
+            for fd in fds:
+                os.close(fd)
+            fds = []
+        return data, fds
 
     def send(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
         """Queue, and send what there is room for. Without an agent nothing is queued."""

@@ -352,11 +352,6 @@ class OciJob(Job):
         step, _, text = self.failure or ("runtime", 0, "ended without a word")
         return ended | {"cause": "sandbox_failed", "detail": f"step {step!r}: {text}"}
 
-    def _close_join_fds(self) -> None:
-        for fd in self._join_fds:
-            os.close(fd)
-        self._join_fds = []
-
     def _watch_instead(self, fd: int) -> None:
         if self.pidfd not in {fd, -1}:
             self.spent.append(self.pidfd)

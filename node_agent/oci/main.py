@@ -9,7 +9,6 @@ deadlines are the native launcher's own (ADR 0006, ADR 0009).
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import shutil
@@ -162,8 +161,7 @@ class OciLauncher(Launcher):
         return prepare(settings, slots, agent_pid)
 
     def _make(self, shape: Shape) -> Job:
-        if not self._free_slots:
-            raise OSError(errno.EAGAIN, "all job slots are taken")
+        self._check_room()
         self._env.shared.images.ready(shape.image)
         self._sequence += 1
         name = f"j{self._sequence}"
@@ -171,11 +169,13 @@ class OciLauncher(Launcher):
         cgroup = self._env.tree.make(name, ON_DEMAND_V1 if shape.probe else wanted)
         try:
             cgroup.hold()
+            job = OciJob(shape, self._free_slots[-1], cgroup, name)
         except OSError:
             cgroup.close_watch()
             cgroup.remove()
             raise
-        return OciJob(shape, self._free_slots.pop(), cgroup, name)
+        self._free_slots.pop()
+        return job
 
     def _to_prepare(self) -> None:
         """Nothing is made ahead: the runtime's part cannot be, and it is the larger one."""
