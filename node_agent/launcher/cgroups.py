@@ -488,6 +488,8 @@ def sweep(base_fd: int) -> list[str]:
         if not name.startswith(PREFIX) or name == SELF_LEAF:
             continue
         try:
+            if not _ours(name, base_fd):
+                continue
             fd = lock_directory(base_fd, name)
         except (BlockingIOError, FileNotFoundError, NotADirectoryError, PermissionError):
             continue  # its launcher lives, it is gone meanwhile, not a group, or another user's
@@ -497,6 +499,13 @@ def sweep(base_fd: int) -> list[str]:
         finally:
             os.close(fd)
     return swept
+
+
+def _ours(name: str, dir_fd: int) -> bool:
+    """Whether we could remove it. Anybody may lock what he can read: one who cannot remove it would
+    only keep its own user from doing so. Root can."""
+    me = os.geteuid()
+    return me == 0 or os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_uid == me
 
 
 def remove_dead(base_fd: int, name: str, fd: int) -> bool:

@@ -284,6 +284,27 @@ def test_only_dead_launchers_of_ours_are_swept(tmp_path: Path) -> None:
     assert left == {"outrider-live.2", "someone-else", cgroups.SELF_LEAF}
 
 
+def test_what_another_user_s_launcher_left_is_neither_locked_nor_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """We cannot remove it, and while we tried, five seconds for each, its user could not."""
+    base = os.open(folder(tmp_path / "cg/outrider-dead.1").parent, os.O_RDONLY)
+    locked: list[str] = []
+    real = cgroups.lock_directory
+
+    def lock(base_fd: int, name: str) -> int:
+        locked.append(name)
+        return real(base_fd, name)
+
+    monkeypatch.setattr(cgroups, "lock_directory", lock)
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    assert cgroups.sweep(base) == [] and locked == []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert cgroups.sweep(base) == locked == ["outrider-dead.1"]
+    os.close(base)
+
+
 def once(
     monkeypatch: pytest.MonkeyPatch, module: object, call: str, then: Callable[[], None]
 ) -> None:
