@@ -190,6 +190,7 @@ class Agent:
             fetcher=fetcher,
             output=self._kept.state.output,
             record=self._record,
+            behind=lambda: self._journal.behind,
             entry=lambda job, attempt: self._journal.state.entries[job, attempt],
             tell=self._tell,
             ended=self._attempt_ended,

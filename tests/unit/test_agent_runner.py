@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,6 +12,8 @@ import pytest
 from idl.control import AssignIntent
 from idl.jobs import JobSpec
 from idl.settings import KafkaSettings
+from node_agent import runner as runner_module
+from node_agent.core.attempts import AttemptEnded
 from node_agent.core.gpus import NO_GPUS
 from node_agent.runner import AttemptRunner, RunnerPorts
 from node_agent.sandbox.plan import SandboxOutcome
@@ -50,7 +53,7 @@ def runner(sandbox: FakeSandbox, folder: Path, **ports: Any) -> AttemptRunner:
     """A runner of that launcher, without Kafka."""
     given: dict[str, Any] = {
         "keeper": FakeKeeper(sandbox), "gpus": NO_GPUS, "images": FakeImages(), "producer": None,
-        "fetcher": None, "output": folder, "record": lambda _: True,
+        "fetcher": None, "output": folder, "record": lambda _: True, "behind": lambda: False,
         "entry": lambda *_: SimpleNamespace(lease_until_ms=0), "tell": lambda _: None,
         "ended": lambda _: None,
     }  # fmt: skip
@@ -71,3 +74,57 @@ async def test_what_the_machine_lacks_is_the_platform_s_fault_of_one_attempt(
     """It ended the agent."""
     outcome = await executed(FakeSandbox(error), tmp_path)
     assert (outcome.cause, outcome.detail) == ("sandbox_failed", str(error))
+
+
+class FullDisk:
+    """A journal that has no room for anything, until it has."""
+
+    def __init__(self, folder: Path) -> None:
+        self.behind = True
+        self.said: list[object] = []
+        self.looks = 0
+        self._folder = folder
+
+    async def finish(self, sandbox: FakeSandbox) -> None:
+        """An attempt that ended as it was told, on such a disk."""
+        ports = {
+            "record": lambda _: not self.behind,
+            "behind": self._look,
+            "tell": self.said.append,
+        }
+        ours = runner(sandbox, self._folder, **ports)
+        outcome = SandboxOutcome(cause="exited", exit_code=0)
+        await ours._finish(ASSIGN, outcome, cast("Any", None), cast("Any", sandbox))
+
+    def _look(self) -> bool:
+        self.looks += 1
+        return self.behind
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FullDisk:
+    async def reported(*_: object) -> None: ...
+
+    monkeypatch.setattr(AttemptRunner, "_report", reported)
+    monkeypatch.setattr(runner_module, "CATCH_UP_LOOK_S", 0.0)
+    return FullDisk(tmp_path)
+
+
+async def test_the_launcher_remembers_an_end_until_the_disk_does(disk: FullDisk) -> None:
+    """What is delivered and forgotten, but not written, would run again after a restart."""
+    sandbox = FakeSandbox(SandboxOutcome(cause="exited"))
+    finishing = asyncio.create_task(disk.finish(sandbox))
+    while disk.looks < 3:
+        await asyncio.sleep(0)
+        assert sandbox.forgotten == []
+    disk.behind = False
+    await finishing
+    assert sandbox.forgotten == ["a.1"]
+    assert disk.said == [AttemptEnded("a", 1)], "told at once, whatever the disk"
+
+
+async def test_an_end_that_was_written_is_forgotten_at_once(disk: FullDisk) -> None:
+    sandbox = FakeSandbox(SandboxOutcome(cause="exited"))
+    disk.behind = False
+    await disk.finish(sandbox)
+    assert (sandbox.forgotten, disk.looks) == (["a.1"], 0)
