@@ -44,7 +44,13 @@ from node_agent.files import JobFiles, OutputCollection
 from node_agent.images.offer import NodeImages
 from node_agent.keeper import LauncherKeeper
 from node_agent.sandbox.native import NativeSandbox
-from node_agent.sandbox.plan import Cause, SandboxError, SandboxOutcome, SandboxUnavailable
+from node_agent.sandbox.plan import (
+    Cause,
+    CommandRefused,
+    SandboxError,
+    SandboxOutcome,
+    SandboxUnavailable,
+)
 from node_agent.spool import Piece, Spool, Stream
 
 DELIVERY_RETRY_S: Final = 1.0
@@ -265,7 +271,7 @@ class AttemptRunner:
                 inputs_fd=inputs_fd,
                 on_work=collection.take,
             )
-        except JobFaultError as error:
+        except (JobFaultError, CommandRefused) as error:
             return SandboxOutcome(cause="exited", exit_code=None, detail=str(error)), None
         except (PlatformFaultError, SandboxError, OSError) as error:  # out of descriptors
             return SandboxOutcome(cause="sandbox_failed", detail=str(error)), None

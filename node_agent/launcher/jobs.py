@@ -136,7 +136,10 @@ class Job:
             self.cgroup.limit_cpu(spec.cpu_millis)
             self.control.sendmsg([content], rights.beside(stdio))
         except OSError as error:
-            self.failure = ("command", error.errno or 0, str(error))
+            if error.errno in {errno.E2BIG, errno.EMSGSIZE}:  # whoever runs it, as execve(2) says
+                self._end_by(Fault("exec", error.strerror or "", errno.E2BIG))
+            else:
+                self.failure = ("command", error.errno or 0, str(error))
             self._signal(signal.SIGKILL)
         finally:
             for fd in stdio:

@@ -22,6 +22,7 @@ from node_agent.sandbox import seccomp
 from node_agent.sandbox.backend import oci_setup
 from node_agent.sandbox.channel import Channel, LauncherProcess, call, spawn
 from node_agent.sandbox.plan import (
+    CommandRefused,
     Enforcement,
     LimitNotEnforced,
     PlanRefused,
@@ -350,7 +351,9 @@ class NativeSandbox:
         if self._dead:
             raise SandboxUnavailable(self._dead)
         wrong = plan_problem(plan)
-        if wrong is None and (plan.key in self._running or plan.key in self._found):
+        if wrong is not None:
+            raise CommandRefused(wrong)
+        if plan.key in self._running or plan.key in self._found:
             wrong = f"key {plan.key!r} is already running"
         if wrong is None and not set(plan.devices) <= set(self.settings.devices):
             wrong = f"devices {plan.devices} are not all in the settings' devices"

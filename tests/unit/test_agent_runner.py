@@ -15,8 +15,9 @@ from idl.settings import KafkaSettings
 from node_agent import runner as runner_module
 from node_agent.core.attempts import AttemptEnded
 from node_agent.core.gpus import NO_GPUS
+from node_agent.core.results import outcome_of
 from node_agent.runner import AttemptRunner, RunnerPorts
-from node_agent.sandbox.plan import SandboxOutcome
+from node_agent.sandbox.plan import CommandRefused, PlanRefused, SandboxOutcome
 
 ASSIGN = AssignIntent(job="a", attempt=1, queue="q", spec=JobSpec(id="a", command=("x",)))
 
@@ -74,6 +75,14 @@ async def test_what_the_machine_lacks_is_the_platform_s_fault_of_one_attempt(
     """It ended the agent."""
     outcome = await executed(FakeSandbox(error), tmp_path)
     assert (outcome.cause, outcome.detail) == ("sandbox_failed", str(error))
+
+
+async def test_a_command_that_no_plan_has_room_for_is_the_job_s_own_fault(tmp_path: Path) -> None:
+    """It would fail on every node, and was tried on several."""
+    outcome = await executed(FakeSandbox(CommandRefused("240,000 bytes: too many")), tmp_path)
+    assert outcome_of(outcome) == "failed" and "too many" in outcome.detail
+    outcome = await executed(FakeSandbox(PlanRefused("devices are not here")), tmp_path)
+    assert outcome_of(outcome) == "platform"
 
 
 class FullDisk:
