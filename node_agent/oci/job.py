@@ -34,7 +34,7 @@ from node_agent.oci.children import Children, kill_group
 from node_agent.oci.roots import OciImages
 from node_agent.oci.runtime import Runtime, fault_of
 
-_LOG_BYTES_MAX = 1 << 16
+_LOG_BYTES_MAX = 1 << 20  # one line may hold the job's command, quoted more than once
 # A shell's convention for an exit by signal n, which a runtime in the foreground follows too.
 _SIGNALLED = 128
 _STDIO_COUNT = 3
