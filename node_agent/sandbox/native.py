@@ -487,12 +487,13 @@ class NativeSandbox:
             return
         if message.op == "had" and not self._listed.done():
             self._listed.set_result(None)
-        if len(fds) < len(message.fds):  # a success must not lack its result, nor pass for one
+        if len(fds) < len(message.fds) and message.cause == "exited":  # maybe with success
             lost = f"no descriptor was left in the agent for the job's {', '.join(message.fds)}"
             message = msgspec.structs.replace(
                 message, cause="sandbox_failed", exit_code=None, signal=None, detail=lost, fds=()
             )
-        given = dict(zip(message.fds, fds, strict=False))
+        all_there = len(fds) == len(message.fds)
+        given = dict(zip(message.fds, fds, strict=True)) if all_there else {}
         result = read_result(given["result"]) if "result" in given else None
         work_fd = given.get("work", -1)
         _close(fd for fd in fds if fd != work_fd)

@@ -242,6 +242,13 @@ async def test_an_end_whose_result_was_lost_on_the_way_is_no_success(given: int)
     assert "result, work" in ended.message.detail
 
 
+async def test_one_that_was_killed_stays_killed() -> None:
+    ours = sandbox()
+    running = ours._running["a"] = native._Running(None)
+    ours._on_message(Message(op="ended", key="a", cause="killed", fds=("work",)), [])
+    assert running.ended.result().message.cause == "killed"
+
+
 @pytest.mark.parametrize("nth", [1, 2, 3])
 @pytest.mark.parametrize("payload", [b"", bytes(100_000)], ids=["none", "large"])
 async def test_a_job_whose_pipes_cannot_be_made_leaves_none(
