@@ -471,7 +471,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="outrider-agent", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="cluster file")
     parser.add_argument("--name", required=True, help="name of this node")
-    parser.add_argument("--cpu", default="", help="CPUs to offer (default: all), e.g. 2 or 500m")
+    parser.add_argument(
+        "--cpu", default="", help="CPUs to offer (default: all we may use), e.g. 2 or 500m"
+    )
     parser.add_argument("--memory", default="", help="memory to offer (default: most), e.g. 4Gi")
     parser.add_argument(
         "--gpus", default="", metavar="all|none|K/N|LIST",
