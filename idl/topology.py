@@ -139,6 +139,14 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
     return tuple(sorted(cpus))
 
 
+def parse_cpu_quota(text: str) -> int:
+    """Thousandths of a CPU that "QUOTA PERIOD" allows, as in cgroup v2's `cpu.max`; 0: no limit."""
+    words = text.split()
+    if len(words) != 2 or not all(map(str.isdecimal, words)) or not int(words[1]):
+        return 0  # "max", v1's -1, or no such file
+    return max(1, 1000 * int(words[0]) // int(words[1]))
+
+
 def format_cpu_list(cpus: Iterable[int]) -> str:
     """The inverse: shortest form, as cpuset files take it."""
     runs: list[list[int]] = []

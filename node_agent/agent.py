@@ -71,6 +71,7 @@ from node_agent.core.recovery import (
 )
 from node_agent.images.bounds import IMAGE_FILES_MAX
 from node_agent.kept import Kept, open_kept
+from node_agent.launcher import rights
 from node_agent.lease_timer import LeaseTimer
 from node_agent.metrics import Metrics
 from node_agent.pressure import node_pressure
@@ -189,6 +190,7 @@ class Agent:
             fetcher=fetcher,
             output=self._kept.state.output,
             record=self._record,
+            behind=lambda: self._journal.behind,
             entry=lambda job, attempt: self._journal.state.entries[job, attempt],
             tell=self._tell,
             ended=self._attempt_ended,
@@ -469,7 +471,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="outrider-agent", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="cluster file")
     parser.add_argument("--name", required=True, help="name of this node")
-    parser.add_argument("--cpu", default="", help="CPUs to offer (default: all), e.g. 2 or 500m")
+    parser.add_argument(
+        "--cpu", default="", help="CPUs to offer (default: all we may use), e.g. 2 or 500m"
+    )
     parser.add_argument("--memory", default="", help="memory to offer (default: most), e.g. 4Gi")
     parser.add_argument(
         "--gpus", default="", metavar="all|none|K/N|LIST",
@@ -530,6 +534,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point. Exit codes: 0 stopped, 1 platform fault, 2 configuration."""
     options = _arguments(sys.argv[1:] if argv is None else argv)
     configure_logging(options.name, options.log_level)
+    rights.raise_limit()
 
     async def serve(stopping: asyncio.Event) -> None:
         if not is_valid_name(options.name):

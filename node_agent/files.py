@@ -81,8 +81,15 @@ class OutputCollection:
         return self._take if self._assign.spec.outputs else None
 
     async def _take(self, work_fd: int) -> None:
+        """What cannot be had is missing, whatever the reason: the job is over, and the agent's next
+        process would find the same."""
+        wanted = self._assign.spec.outputs
         async with self._files._storing:
-            listing = await asyncio.to_thread(outputs.find, work_fd, self._assign.spec.outputs)
+            try:
+                listing = await asyncio.to_thread(outputs.find, work_fd, wanted)
+            except OSError as error:
+                why = error.strerror or "cannot be looked for"
+                listing = outputs.Listing((), dict.fromkeys(map(outputs.escaped, wanted), why))
             self.missing = listing.missing
             for found in listing.files:
                 try:

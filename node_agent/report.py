@@ -44,16 +44,21 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 def offered(topology: NodeTopology, offer: Offer) -> Topology:
     """The part of the machine that this node offers. Raises ConfigError.
 
-    A node that offers less CPU time than the machine has shares its CPUs with others and pins
-    nobody to a core, unless it is told which CPUs are its own (`cpus`).
+    A node that offers less CPU time than the machine has (because it is told so, or has a quota)
+    shares its CPUs with others and pins nobody to a core, unless it is told which CPUs are its own
+    (`cpus`).
     """
     parts = select_gpus(topology.parts, offer.gpus)
-    shares = 0 < offer.cpu_millis < 1000 * len(topology.cpus)
+    shares = _cpu(topology, offer) < 1000 * len(topology.cpus)
     if shares and not offer.cpus:
         parts = replace(parts, numa=tuple(replace(one, cores=()) for one in parts.numa))
     parts = select_cpus(parts, offer.cpus)
     share = _memory(topology, offer) / max(topology.memory_bytes, 1)
     return share_of_memory(parts, share)
+
+
+def _cpu(topology: NodeTopology, offer: Offer) -> int:
+    return offer.cpu_millis or topology.cpu_millis
 
 
 def _memory(topology: NodeTopology, offer: Offer) -> int:
@@ -167,7 +172,7 @@ def build_report(
         node=node,
         incarnation=incarnation,
         capacity=Capacity(
-            cpu_millis=offer.cpu_millis or 1000 * len(topology.cpus),
+            cpu_millis=_cpu(topology, offer),
             memory_bytes=_memory(topology, offer),
             gpus=whole_gpus(parts),
         ),

@@ -44,11 +44,20 @@ from node_agent.files import JobFiles, OutputCollection
 from node_agent.images.offer import NodeImages
 from node_agent.keeper import LauncherKeeper
 from node_agent.sandbox.native import NativeSandbox
-from node_agent.sandbox.plan import Cause, SandboxError, SandboxOutcome, SandboxUnavailable
+from node_agent.sandbox.plan import (
+    Cause,
+    CommandRefused,
+    SandboxError,
+    SandboxOutcome,
+    SandboxUnavailable,
+)
 from node_agent.spool import Piece, Spool, Stream
 
 DELIVERY_RETRY_S: Final = 1.0
 """Between tries to deliver a result to a Kafka that is away; there is no last try."""
+
+CATCH_UP_LOOK_S: Final = 1.0
+"""How often to look whether a disk that was full has taken what only this process knew."""
 
 DISK_FULL: Final = "the disk of the agent's state directory is full"
 
@@ -125,7 +134,7 @@ class _Output:
 
 class RunnerPorts(NamedTuple):
     """What a runner needs of its agent. `record` writes to the journal before it returns; False
-    where the disk had no room and only this process knows."""
+    where the disk had no room and only this process knows, which it does while `behind`."""
 
     keeper: LauncherKeeper
     gpus: GpuDevices
@@ -134,6 +143,7 @@ class RunnerPorts(NamedTuple):
     fetcher: PayloadFetcher
     output: Path
     record: Callable[[Record], bool]
+    behind: Callable[[], bool]
     entry: Callable[[str, int], Entry]
     tell: Callable[[Event], None]
     ended: Callable[[AttemptResult], None]
@@ -261,9 +271,9 @@ class AttemptRunner:
                 inputs_fd=inputs_fd,
                 on_work=collection.take,
             )
-        except JobFaultError as error:
+        except (JobFaultError, CommandRefused) as error:
             return SandboxOutcome(cause="exited", exit_code=None, detail=str(error)), None
-        except (PlatformFaultError, SandboxError) as error:
+        except (PlatformFaultError, SandboxError, OSError) as error:  # out of descriptors
             return SandboxOutcome(cause="sandbox_failed", detail=str(error)), None
         return _with_outputs(outcome, collection), sandbox
 
@@ -305,7 +315,8 @@ class AttemptRunner:
     ) -> None:
         """Its end is stored here, then the launcher may forget it, then it is reported.
 
-        With a full disk the launcher keeps it until Kafka has it.
+        With a full disk the launcher keeps it until the disk has it after all: the agent's next
+        process would find an attempt that was to be launched and is unknown, and run it again.
         """
         _, why = self._killed.pop((assign.job, assign.attempt), ("killed", ""))
         detail = why if outcome.cause == "killed" else ""
@@ -324,6 +335,8 @@ class AttemptRunner:
         self._ports.tell(AttemptEnded(assign.job, assign.attempt))
         await self._report(assign, output)
         if sandbox is not None and not stored:
+            while self._ports.behind():  # noqa: ASYNC110 - a file: it calls nobody back
+                await asyncio.sleep(CATCH_UP_LOOK_S)
             await sandbox.forget(key)
 
     async def _report(self, assign: AssignIntent, output: _Output) -> None:

@@ -17,6 +17,7 @@ from node_agent.launcher import devices, limits, usage
 from node_agent.launcher.files import (
     keyed_value,
     read_at,
+    rows_of,
     write_all,
     write_at,
     write_if_present,
@@ -56,11 +57,11 @@ def find_hierarchies(mountinfo: str, own_cgroups: str, parent: str = "") -> list
     ``parent`` overrides the process's own cgroup in every hierarchy.
     """
     own: dict[frozenset[str], str] = {}
-    for line in own_cgroups.splitlines():
+    for line in rows_of(own_cgroups):
         _, names, path = line.split(":", 2)
         own[frozenset(names.split(",")) - {""}] = path
     found: list[Mounted] = []
-    for line in mountinfo.splitlines():
+    for line in rows_of(mountinfo):
         left, _, right = line.partition(" - ")
         fields, (kind, _, options) = left.split(" "), right.split(" ", 2)
         if kind == "cgroup2":
@@ -91,10 +92,14 @@ class Group:
     """One directory in one hierarchy."""
 
     def __init__(self, parent_fd: int, name: str, fd: int = -1) -> None:
-        """Makes it, unless it is open already."""
+        """Makes it, unless it is open already. Raises OSError; it is not there then."""
         if fd < 0:
             os.mkdir(name, 0o755, dir_fd=parent_fd)
-            fd = os.open(name, _CREATED, dir_fd=parent_fd)
+            try:
+                fd = os.open(name, _CREATED, dir_fd=parent_fd)
+            except OSError:
+                os.rmdir(name, dir_fd=parent_fd)
+                raise
         self.parent_fd, self.name, self.fd = parent_fd, name, fd
 
     def remove(self) -> bool:
@@ -182,8 +187,8 @@ class JobCgroup(Remains):
     def _watch_oom(self, memory_fd: int) -> None:
         """v1 has no OOM group: an eventfd wakes the launcher, which then kills the whole job."""
         control = os.open("memory.oom_control", os.O_RDONLY | os.O_CLOEXEC, dir_fd=memory_fd)
-        self.oom_event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
+            self.oom_event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             write_at(memory_fd, "cgroup.event_control", f"{self.oom_event_fd} {control}")
         finally:
             os.close(control)
@@ -191,10 +196,15 @@ class JobCgroup(Remains):
     def join_fds(self) -> list[int]:
         """Open ``cgroup.procs`` of every v1 directory; the child writes 0 into each to join."""
         distinct = {id(group): group for group in [*self.v1.values(), *self._shared]}.values()
-        return [
-            os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=group.fd)
-            for group in distinct
-        ]
+        fds: list[int] = []
+        try:
+            for group in distinct:
+                fds.append(os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=group.fd))
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return fds
 
     def oom_kills(self) -> int:
         """Tasks of this job that the kernel killed for want of memory."""
@@ -478,6 +488,8 @@ def sweep(base_fd: int) -> list[str]:
         if not name.startswith(PREFIX) or name == SELF_LEAF:
             continue
         try:
+            if not _ours(name, base_fd):
+                continue
             fd = lock_directory(base_fd, name)
         except (BlockingIOError, FileNotFoundError, NotADirectoryError, PermissionError):
             continue  # its launcher lives, it is gone meanwhile, not a group, or another user's
@@ -487,6 +499,13 @@ def sweep(base_fd: int) -> list[str]:
         finally:
             os.close(fd)
     return swept
+
+
+def _ours(name: str, dir_fd: int) -> bool:
+    """Whether we could remove it. Anybody may lock what he can read: one who cannot remove it would
+    only keep its own user from doing so. Root can."""
+    me = os.geteuid()
+    return me == 0 or os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_uid == me
 
 
 def remove_dead(base_fd: int, name: str, fd: int) -> bool:

@@ -6,12 +6,14 @@ that an agent that reads nothing for a while cannot stall the deadlines of jobs.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
 from _socket import (
     AF_UNIX,
     MSG_CMSG_CLOEXEC,
+    MSG_CTRUNC,
     MSG_DONTWAIT,
     SO_PEERCRED,
     SOCK_SEQPACKET,
@@ -19,7 +21,7 @@ from _socket import (
     socket,
 )
 
-from node_agent.launcher import rights
+from node_agent.launcher import rights, wire
 
 # One request record; the agent's plan check keeps commands well below it.
 MESSAGE_BYTES_MAX = 1 << 18
@@ -32,6 +34,8 @@ _RUN_FDS_MAX = RUN_FDS + FEED_FDS + 1  # and the memory with its input files
 _CREDENTIALS_BYTES = 12  # struct ucred; unix(7)
 # Only the agent's next process ever calls; more than one at a time is a mistake.
 BACKLOG = 4
+# Characters left of a detail that made its message longer than the socket takes.
+_DETAIL_MAX = 1000
 
 
 class Doors:
@@ -107,18 +111,23 @@ class Doors:
 
     # --- what is said -------------------------------------------------------------------------
     def receive(self) -> tuple[bytes, list[int]] | None:
-        """One message with its descriptors, which are the caller's from now on; empty once the
-        agent is gone. None where nothing is said now."""
+        """One message with its descriptors, which are the caller's from now on: all, or none where
+        there is no room for all. Empty once the agent is gone. None where nothing is said now."""
         if self.agent is None:
             return None
         space, flags = rights.room(_RUN_FDS_MAX), MSG_CMSG_CLOEXEC | MSG_DONTWAIT
         try:
-            data, ancillary, _, _ = self.agent.recvmsg(MESSAGE_BYTES_MAX, space, flags)
+            data, ancillary, how, _ = self.agent.recvmsg(MESSAGE_BYTES_MAX, space, flags)
         except BlockingIOError:
             return None
         except ConnectionResetError:
             return b"", []
-        return data, rights.taken(ancillary)
+        fds = rights.taken(ancillary)
+        if how & MSG_CTRUNC:  # by its place one would be taken for another
+            for fd in fds:
+                os.close(fd)
+            fds = []
+        return data, fds
 
     def send(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
         """Queue, and send what there is room for. Without an agent nothing is queued."""
@@ -137,9 +146,26 @@ class Doors:
             except (BrokenPipeError, ConnectionResetError):
                 self._outbox.clear()  # its end of file comes next
                 break
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE or not _has_long_detail(data):
+                    raise
+                self._outbox[0] = _shortened(data), fds
+                continue
             del self._outbox[0]
         waits = bool(self._outbox)
         if self._poll is not None and self.agent is not None and waits != self._waits_for_room:
             self._waits_for_room = waits
             wanted = select.EPOLLIN | (select.EPOLLOUT if waits else 0)
             self._poll.modify(self.agent_fd, wanted)
+
+
+def _has_long_detail(data: bytes) -> bool:
+    return len(str(wire.loads(data).get("detail", ""))) > _DETAIL_MAX
+
+
+def _shortened(data: bytes) -> bytes:
+    """The same message with less detail: one that is too long for the socket is too long for ever,
+    and what one job is told must not end all others."""
+    message = wire.loads(data)
+    message["detail"] = f"{str(message['detail'])[: _DETAIL_MAX - 2]} …"
+    return wire.dumps(message)

@@ -1,10 +1,28 @@
-"""Reading and writing the small files of cgroups, through descriptors of their directories."""
+# ruff: noqa: PTH123
+# pathlib would add a third to the launcher's memory.
+"""Reading and writing the small files of cgroups, through descriptors of their directories.
+
+And reading tables of /proc/self, in which others chose the names.
+"""
 
 from __future__ import annotations
 
 import os
 
 _READ_MAX = 1 << 16
+
+
+def read_table(path: str) -> str:
+    """A table of proc(5) whose names may be any bytes: what is no UTF-8 can be made bytes again
+    (os.fsencode), and a carriage return is no end of a line."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        return file.read()
+
+
+def rows_of(table: str) -> list[str]:
+    """Its lines. The kernel escapes newlines in names, but none of what `str.splitlines` takes for
+    one besides: form feeds, U+2028."""
+    return [row for row in table.split("\n") if row]
 
 
 def write_at(dir_fd: int, name: str, text: str) -> None:

@@ -14,6 +14,7 @@ import time
 from _socket import (
     AF_UNIX,
     MSG_CMSG_CLOEXEC,
+    MSG_CTRUNC,
     MSG_DONTWAIT,
     SOCK_CLOEXEC,
     SOCK_SEQPACKET,
@@ -44,12 +45,17 @@ class Job:
     """One sandbox from clone3 to the removal of its cgroups; a job once ``assign`` gave it one."""
 
     def __init__(self, shape: Shape, slot: int, cgroup: JobCgroup) -> None:
+        """Raises OSError; nothing but the cgroup is left then."""
         self.shape, self.slot, self.cgroup = shape, slot, cgroup
         self.pid = self.pidfd = -1
         # Opened ahead of the fork: whatever the launcher does between two forks costs it a page
         # fault for every page that it writes to.
         self._join_fds = cgroup.join_fds()
-        ours, self._theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)
+        try:
+            ours, self._theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)
+        except OSError:
+            self._close_join_fds()
+            raise
         self.control: socket | None = ours
         self.work_fd = -1
         self.ready = False  # init has given up everything and waits for its command
@@ -94,8 +100,12 @@ class Job:
             self._lists.append(first)
         finally:
             self._theirs.close()
-            for fd in self._join_fds:
-                os.close(fd)
+            self._close_join_fds()
+
+    def _close_join_fds(self) -> None:
+        for fd in self._join_fds:
+            os.close(fd)
+        self._join_fds = []
 
     def assign(self, spec: JobSpec, stdio: list[int], disks: list[str]) -> None:
         """Give the sandbox its job; it starts as soon as init is ready. Takes ``stdio``, unless a
@@ -126,7 +136,10 @@ class Job:
             self.cgroup.limit_cpu(spec.cpu_millis)
             self.control.sendmsg([content], rights.beside(stdio))
         except OSError as error:
-            self.failure = ("command", error.errno or 0, str(error))
+            if error.errno in {errno.E2BIG, errno.EMSGSIZE}:  # whoever runs it, as execve(2) says
+                self._end_by(Fault("exec", error.strerror or "", errno.E2BIG))
+            else:
+                self.failure = ("command", error.errno or 0, str(error))
             self._signal(signal.SIGKILL)
         finally:
             for fd in stdio:
@@ -139,13 +152,17 @@ class Job:
             return "closed"
         space, flags = rights.room(1), MSG_CMSG_CLOEXEC | MSG_DONTWAIT
         try:
-            data, ancillary, _, _ = self.control.recvmsg(board.MESSAGE_BYTES_MAX, space, flags)
+            data, ancillary, how, _ = self.control.recvmsg(board.MESSAGE_BYTES_MAX, space, flags)
         except BlockingIOError:
             return "empty"
         except ConnectionResetError:
             return "closed"
         for fd in rights.taken(ancillary):
             self._take_work_fd(fd)
+        if how & MSG_CTRUNC and self.work_fd < 0:
+            self.failure = ("work directory", errno.EMFILE, "no descriptor is left for it")
+            self._signal(signal.SIGKILL)  # its result would not be found
+            return "report"
         if data[:1] == board.STARTED:
             self.started = True
             self._lists.clear()
@@ -325,6 +342,7 @@ class Job:
 
         All processes are dead, so nothing can swap the file under us; symlinks, magic links and
         ways out of /work are refused by the kernel, and O_NONBLOCK keeps a FIFO from hanging us.
+        Raises OSError where that says nothing about the file.
         """
         if self.work_fd < 0:
             return -1, ""
@@ -335,6 +353,8 @@ class Job:
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return -1, ""
+            if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
+                raise
             return -1, f"result cannot be opened: {os.strerror(error.errno or 0)}"
         facts = os.fstat(fd)
         refused = ""
@@ -354,6 +374,7 @@ class Job:
                 os.close(fd)
         self.pidfd = self.work_fd = -1
         self._stdio = []
+        self._close_join_fds()
         if self.control is not None:
             self.control.close()
             self.control = None
@@ -368,11 +389,11 @@ def make(tree: Tree, name: str, shape: Shape, slot: int) -> Job:
     try:
         cgroup.hold()
         tree.grant_devices(cgroup, shape.devices)
+        return Job(shape, slot, cgroup)
     except OSError:
         cgroup.close_watch()
         cgroup.remove()
         raise
-    return Job(shape, slot, cgroup)
 
 
 def _limits(spec: JobSpec) -> Limits:

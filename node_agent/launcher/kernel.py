@@ -202,14 +202,16 @@ def prctl(option: int, *args: int) -> int:
 def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
     """Classic mount(2)."""
     _check(
-        _libc.mount(source.encode(), target.encode(), kind.encode(), flags, data.encode() or None),
+        _libc.mount(
+            os.fsencode(source), os.fsencode(target), kind.encode(), flags, data.encode() or None
+        ),
         f"mount {kind or 'bind'} on {target}",
     )
 
 
 def umount(target: str, flags: int = MNT_DETACH) -> None:
     """umount2(2), lazily unless told otherwise."""
-    _check(_libc.umount2(target.encode(), flags), f"umount {target}")
+    _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
 
 
 def pivot_root(new_root: str, put_old: str) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import stat
 
+from node_agent.launcher.files import rows_of
+
 # CFS bandwidth period; the kernel's default, and long enough that 10 millis stay above its 1 ms.
 CPU_PERIOD_US = 100_000
 # What init may use before there is a job: its pages (1.5 MB) and those of mounts; less than any
@@ -127,14 +129,14 @@ def disks_behind(paths: list[str], mountinfo: str) -> tuple[list[str], list[str]
         if device:
             disks.add(_whole(device))
         else:
-            unknown.append(f"{path} ({kind})")
+            unknown.append(f"{path} ({ascii(kind)[1:-1]})")  # FUSE's have names of their own
     return sorted(disks), unknown
 
 
 def _mount_of(path: str, mountinfo: str) -> tuple[str, str]:
     """(file system, source) of the mount that covers ``path``: the deepest, the latest of equals"""
     best, found = -1, ("?", "")
-    for line in mountinfo.splitlines():
+    for line in rows_of(mountinfo):
         left, _, right = line.partition(" - ")
         point = left.split(" ")[4].rstrip("/") + "/"
         if f"{path}/".startswith(point) and len(point) >= best:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import errno
 import gc
 import os
-import resource
 import select
 import sys
 import time
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket
 
-from node_agent.launcher import jobs, kernel, probe, setup, wire
+from node_agent.launcher import jobs, kernel, probe, rights, setup, wire
 from node_agent.launcher.cgroups import Remains
 from node_agent.launcher.child import JobSpec, Shape
 from node_agent.launcher.doors import (
@@ -46,11 +45,15 @@ _PROBE_LOOK_S = 0.002
 # A job's end is told when its init says that nobody else lives. Init itself takes longer to go, and
 # keeps its slot until then: at most so many at once, beyond which ends are told when it is gone.
 _LEAVING_MAX = 16
+# No sandbox is made with fewer descriptors left: those that run are looked after by opening files.
+_SPARE_FDS = 64
 # The collector is off (it would touch every page in every child); exceptions still make cycles.
 _COLLECT_EVERY_JOBS = 1000
 # On shutdown: how long cgroup directories may take before they are left to the next start's sweep.
 _CLOSE_S_MAX = 5.0
 _NEVER = float("inf")
+# epoll_wait(2) takes an int of milliseconds, 24 days; jobs may have longer, so look again sooner.
+_WAIT_S_MAX = 3600.0
 
 
 class Launcher:
@@ -109,7 +112,7 @@ class Launcher:
         if not self._closing:
             soonest = min(soonest, self._orphan_ends_at)
         if soonest != _NEVER:
-            waits.append(max(0.0, soonest - time.monotonic()))
+            waits.append(min(max(0.0, soonest - time.monotonic()), _WAIT_S_MAX))
         return min(waits) if waits else -1
 
     def _on_event(self, fd: int, event: int) -> None:
@@ -267,11 +270,10 @@ class Launcher:
                 raise OSError(errno.ETIME, "the lease ran out before the job was launched")
             job = self._launch(spec, stdio)
         except OSError as error:
-            name = errno.errorcode.get(error.errno or 0, "?")
-            detail = f"step 'launch', {name}: {error}"
             for fd in stdio:
                 os.close(fd)
-            self._end(key, {"cause": "sandbox_failed", "detail": detail}, (-1, -1))
+            self._outputs.pop(key).close()  # there will be none; descriptors may be what lacks
+            self._end(key, _failed("launch", error), (-1, -1))
             return
         self._jobs[key] = job
         feed = self._feeds.get(key)
@@ -301,9 +303,14 @@ class Launcher:
         self._watch(job)
         return job
 
-    def _make(self, shape: Shape) -> Job:
+    def _check_room(self) -> None:
+        """For one sandbox more. Raises OSError."""
         if not self._free_slots:
             raise OSError(errno.EAGAIN, "all job slots are taken")
+        rights.require(_SPARE_FDS, self._poll.fileno())
+
+    def _make(self, shape: Shape) -> Job:
+        self._check_room()
         self._sequence += 1
         if self._sequence % _COLLECT_EVERY_JOBS == 0:
             gc.collect()
@@ -382,13 +389,28 @@ class Launcher:
 
     def _conclude(self, job: Job, ended: int) -> None:
         """Its end is told, its result taken."""
-        outcome = job.outcome(ended)
-        result_fd, outcome["result_refused"] = job.open_result()
+        outcome, fds = job.outcome(ended), (-1, -1)
+        try:
+            fds, outcome["result_refused"] = self._left_by(job)
+        except OSError as error:
+            if outcome["cause"] == "exited":  # no success without what it was for
+                outcome |= _failed("result", error)
+        del self._jobs[job.key]
+        self._end(job.key, outcome, fds)
+
+    def _left_by(self, job: Job) -> tuple[tuple[int, int], str]:
+        """Descriptors of its result and, where wanted, of its work directory; why there is no
+        result. Raises OSError."""
+        result_fd, refused = job.open_result()
         if result_fd >= 0 and self._doors.agent is None:
             result_fd = detached(result_fd, job.result_bytes_max)
-        work_fd = os.dup(job.work_fd) if job.collects and job.work_fd >= 0 else -1
-        del self._jobs[job.key]
-        self._end(job.key, outcome, (result_fd, work_fd))
+        try:
+            work_fd = os.dup(job.work_fd) if job.collects and job.work_fd >= 0 else -1
+        except OSError:
+            if result_fd >= 0:
+                os.close(result_fd)
+            raise
+        return (result_fd, work_fd), refused
 
     def _release(self, job: Job) -> None:
         control = -1 if job.control is None else job.control.fileno()
@@ -449,6 +471,11 @@ class Launcher:
         return _hello(self._env, outcome)
 
 
+def _failed(step: str, error: OSError) -> dict[str, object]:
+    name = errno.errorcode.get(error.errno or 0, "?")
+    return {"cause": "sandbox_failed", "detail": f"step {step!r}, {name}: {error}"}
+
+
 def _slots(settings: dict[str, object]) -> int:
     """A uid each for jobs, for what is prepared for jobs and for what is left of some."""
     return int(str(settings["jobs_max"])) + int(str(settings["prepared"])) + _LEAVING_MAX
@@ -482,12 +509,6 @@ def _hello(env: setup.Environment, outcome: dict[str, object]) -> dict[str, obje
     }
 
 
-def _many_descriptors() -> None:
-    """A job takes about ten of them; the soft limit is made for select(2), which we left."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def main(
     agent_fd: int,
     listener_fd: int,
@@ -509,7 +530,7 @@ def main(
     try:
         if not kernel.SUPPORTED:
             raise StepError("machine", OSError(errno.ENOSYS, os.uname().machine))
-        _many_descriptors()
+        rights.raise_limit()
         stop_fd = kernel.signalfd(signal.SIGTERM)
         env = kind.set_up(settings, _slots(settings), os.getppid())
     except (StepError, OSError) as error:

@@ -28,6 +28,8 @@ from node_agent.launcher.kernel import CALLS
 
 _MASK = 2**64 - 1
 _NEVER = 2**62  # no result of any call
+# Characters told of what failed; JSON may write each as twelve bytes, and one message is 200 KiB.
+_TOLD_MAX = 4096
 
 
 class At:
@@ -38,10 +40,13 @@ class At:
 
 
 class Fault:
-    """Where a list ended, and why."""
+    """Where a list ended, and why. Paths in ``what`` may be the job's own, of any length."""
 
     def __init__(self, step: str, what: str, number: int) -> None:
         self.step, self.errno = step, number
+        if len(what) > _TOLD_MAX:
+            half = _TOLD_MAX // 2
+            what = f"{what[:half]} … {what[-half:]}"
         self.text = f"{what}: {os.strerror(number)}" if number else what
 
 

@@ -55,8 +55,8 @@ def prepare(settings: dict[str, object], slots: int, agent_pid: int) -> Environm
     shared.masked_files, shared.masked_dirs = rootfs.masked_paths()
     own = frozenset((agent_pid, os.getpid()))
     hierarchies = cgroups.find_hierarchies(
-        _read("/proc/self/mountinfo"),
-        _read("/proc/self/cgroup"),
+        files.read_table("/proc/self/mountinfo"),
+        files.read_table("/proc/self/cgroup"),
         str(settings["cgroup_parent"]),
     )
     name = f"{cgroups.PREFIX}{settings['instance']}.{os.urandom(4).hex()}"
@@ -94,7 +94,7 @@ def look_for_disks(environment: Environment, settings: dict[str, object]) -> Non
     """The disks to throttle, found while the host's tree is still in view."""
     shown = [settings[name] for name in ("visible_paths", "extra_ro_paths", "image_paths")]
     paths = [str(path) for item in shown if isinstance(item, list) for path in item]
-    disks, unknown = limits.disks_behind(paths, _read("/proc/self/mountinfo"))
+    disks, unknown = limits.disks_behind(paths, files.read_table("/proc/self/mountinfo"))
     environment.tree.disks = disks
     if unknown:
         environment.io_problem = f"no disk to throttle behind {', '.join(unknown)}"
@@ -121,7 +121,7 @@ def _read(path: str) -> str:
 def mode_of(wanted: str) -> str:
     """``root`` or ``userns``. Raises StepError where root is wanted and not there."""
     effective = 0
-    for line in _read("/proc/self/status").splitlines():
+    for line in files.rows_of(files.read_table("/proc/self/status")):
         if line.startswith("CapEff:"):
             effective = int(line.split()[1], 16)
     # SETUID, SETGID, SETPCAP, SYS_ADMIN: what a launcher with root does without a user namespace.

@@ -187,8 +187,12 @@ def _ask(zygote: socket, content: bytes, fds: list[int]) -> tuple[int, int]:
     pid = int.from_bytes(data, sys.byteorder, signed=True)
     if pid < 0:
         raise OSError(-pid, f"clone3: {os.strerror(-pid)}")
-    [pidfd] = rights.taken(ancillary)
-    return pid, pidfd
+    taken = rights.taken(ancillary)
+    if not taken:
+        os.kill(pid, signal.SIGKILL)  # our child, not waited for: nobody else has its number
+        os.waitpid(pid, 0)
+        raise OSError(errno.EMFILE, "no descriptor is left for a new init")
+    return pid, taken[0]
 
 
 def _serve_once(program_fd: int) -> None:

@@ -15,7 +15,7 @@ import os
 
 from node_agent.launcher import cgroups, kernel
 from node_agent.launcher.cgroups import Group, JobCgroup, Tree
-from node_agent.launcher.files import read_at
+from node_agent.launcher.files import read_at, rows_of
 
 _PROG_QUERY, _ATTACH_TYPE_CGROUP_DEVICE = 16, 6
 _CREATED = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -44,12 +44,12 @@ class Stray:
 def own_directories(mountinfo: str, own_cgroups: str, parent: str) -> dict[str, str]:
     """mount point → directory of our own cgroup below it, for every hierarchy."""
     own: dict[frozenset[str], str] = {}
-    for line in own_cgroups.splitlines():
+    for line in rows_of(own_cgroups):
         _, names, path = line.split(":", 2)
         own[frozenset(names.split(",")) - {""}] = path
     found: dict[str, str] = {}
     seen: set[str] = set()
-    for line in mountinfo.splitlines():
+    for line in rows_of(mountinfo):
         left, _, right = line.partition(" - ")
         fields, (kind, _, options) = left.split(" "), right.split(" ", 2)
         if kind not in {"cgroup", "cgroup2"} or fields[2] in seen:

@@ -34,7 +34,7 @@ from node_agent.oci.children import Children, kill_group
 from node_agent.oci.roots import OciImages
 from node_agent.oci.runtime import Runtime, fault_of
 
-_LOG_BYTES_MAX = 1 << 16
+_LOG_BYTES_MAX = 1 << 20  # one line may hold the job's command, quoted more than once
 # A shell's convention for an exit by signal n, which a runtime in the foreground follows too.
 _SIGNALLED = 128
 _STDIO_COUNT = 3
@@ -90,7 +90,7 @@ class Removal(Remains):
                 return False
             self._deleting = -1
             self._cgroup.kill()  # a helper that a failed runtime left there
-            kernel.umount(f"{self.bundle}/work")
+            _unmount(f"{self.bundle}/work")
             shutil.rmtree(self.bundle, ignore_errors=True)
         return self._cgroup.remove()
 
@@ -162,18 +162,28 @@ class OciJob(Job):
             "cpu.max": spec.cpu_millis * CPU_PERIOD_US // 1000,
         }
         try:
-            if spec.inputs:
-                self._place_inputs(spec.inputs, stdio[_STDIO_COUNT])
-            self._write_config(spec)
-            self._start_runtime(spec, stdio[:_STDIO_COUNT])
+            if self._placed(spec.inputs, stdio[_STDIO_COUNT:]):
+                self._write_config(spec)
+                self._start_runtime(spec, stdio[:_STDIO_COUNT])
         except OSError as error:
             self.failure = ("launch", error.errno or 0, str(error))
-            if error.errno in {errno.ENOSPC, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}:
-                self.not_executed, self.failure = (126, f"inputs: {error}"), None
-            self._watch_instead(os.eventfd(1, os.EFD_CLOEXEC))  # readable: it has ended
         finally:
             for fd in stdio:
                 os.close(fd)
+        if self.failure is not None or self.not_executed is not None:
+            self._watch_instead(os.eventfd(1, os.EFD_CLOEXEC))  # readable: it has ended
+
+    def _placed(self, inputs: list[Input], source: list[int]) -> bool:
+        """False where they do not fit into the job's own /work, which is the job's fault. Raises
+        OSError for any other reason."""
+        try:
+            if inputs:
+                self._place_inputs(inputs, source[0])
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}:
+                raise
+            self.not_executed = (126, f"inputs: {error}")
+        return self.not_executed is None
 
     def _place_inputs(self, inputs: list[Input], source: int) -> None:
         """Into a file system that nobody has seen yet; the agent has checked the paths."""
@@ -186,15 +196,12 @@ class OciJob(Job):
                 folders.add(folder)
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
             target = os.open(path, flags, 0o644)
-            left = given.size_bytes
-            while left > 0:
-                count = os.sendfile(target, source, None, left)
-                if count == 0:
-                    raise OSError(errno.EIO, "fewer bytes of inputs than promised")
-                left -= count
-            os.fchmod(target, 0o644 if given.writable else 0o444)
-            os.fchown(target, *self._ids)
-            os.close(target)
+            try:
+                _copy(source, target, given.size_bytes)
+                os.fchmod(target, 0o644 if given.writable else 0o444)
+                os.fchown(target, *self._ids)
+            finally:
+                os.close(target)
         for folder in folders - {base}:
             os.chmod(folder, 0o555)
 
@@ -352,11 +359,6 @@ class OciJob(Job):
         step, _, text = self.failure or ("runtime", 0, "ended without a word")
         return ended | {"cause": "sandbox_failed", "detail": f"step {step!r}: {text}"}
 
-    def _close_join_fds(self) -> None:
-        for fd in self._join_fds:
-            os.close(fd)
-        self._join_fds = []
-
     def _watch_instead(self, fd: int) -> None:
         if self.pidfd not in {fd, -1}:
             self.spent.append(self.pidfd)
@@ -386,6 +388,22 @@ class OciJob(Job):
         if self._bundle and os.path.isdir(self._bundle):
             self._removal.begin(self._shared, self._name)
         super().close()
+
+
+def _unmount(path: str) -> None:
+    try:
+        kernel.umount(path)
+    except OSError:
+        return  # the launch failed before it was mounted
+
+
+def _copy(source: int, target: int, size_bytes: int) -> None:
+    left = size_bytes
+    while left > 0:
+        count = os.sendfile(target, source, None, left)
+        if count == 0:
+            raise OSError(errno.EIO, "fewer bytes of inputs than promised")
+        left -= count
 
 
 def _make_folders(base: str, path: str, ids: tuple[int, int]) -> None:

@@ -9,7 +9,6 @@ deadlines are the native launcher's own (ADR 0006, ADR 0009).
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import shutil
@@ -19,6 +18,7 @@ from node_agent.launcher import kernel, probe, rootfs, setup
 from node_agent.launcher.cgroups import PREFIX, find_hierarchies, open_tree, remove_dead
 from node_agent.launcher.child import JobSpec, Shape
 from node_agent.launcher.doors import Doors
+from node_agent.launcher.files import read_table
 from node_agent.launcher.jobs import Job
 from node_agent.launcher.limits import ON_DEMAND_V1, Limits
 from node_agent.launcher.main import Launcher
@@ -93,10 +93,7 @@ def _folders(shared: OciShared) -> None:
 
 
 def _cgroups(environment: OciEnvironment, settings: dict[str, object], agent_pid: int) -> None:
-    with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        mountinfo = file.read()
-    with open("/proc/self/cgroup", encoding="utf-8") as file:
-        own = file.read()
+    mountinfo, own = read_table("/proc/self/mountinfo"), read_table("/proc/self/cgroup")
     parent = str(settings["cgroup_parent"])
     name = f"{PREFIX}{settings['instance']}.{os.urandom(4).hex()}"
     used = find_hierarchies(mountinfo, own, parent)
@@ -164,8 +161,7 @@ class OciLauncher(Launcher):
         return prepare(settings, slots, agent_pid)
 
     def _make(self, shape: Shape) -> Job:
-        if not self._free_slots:
-            raise OSError(errno.EAGAIN, "all job slots are taken")
+        self._check_room()
         self._env.shared.images.ready(shape.image)
         self._sequence += 1
         name = f"j{self._sequence}"
@@ -173,11 +169,13 @@ class OciLauncher(Launcher):
         cgroup = self._env.tree.make(name, ON_DEMAND_V1 if shape.probe else wanted)
         try:
             cgroup.hold()
+            job = OciJob(shape, self._free_slots[-1], cgroup, name)
         except OSError:
             cgroup.close_watch()
             cgroup.remove()
             raise
-        return OciJob(shape, self._free_slots.pop(), cgroup, name)
+        self._free_slots.pop()
+        return job
 
     def _to_prepare(self) -> None:
         """Nothing is made ahead: the runtime's part cannot be, and it is the larger one."""

@@ -131,11 +131,13 @@ class Fault(NamedTuple):
     text: str
 
 
+_TOLD_MAX = 4096
 # How the runtimes say that the command or its folder does not exist, or is not to be executed.
 _NOT_FOUND = re.compile(
     r"executable file .*not found|exec: .*no such file|stat .*: no such file"
     r"|(chdir|cwd).*(no such file|not a directory)|exec.*[Nn]o such file"
     r"|error finding executable|failed to load .*no such file"
+    r"|(exec|executable).*[Ff]ile name too long"
 )
 _NOT_EXECUTABLE = re.compile(
     r"(exec|executable|failed to load ).*([Pp]ermission denied|exec format|[Ii]s a directory"
@@ -146,7 +148,7 @@ _NOT_EXECUTABLE = re.compile(
 def fault_of(log: str) -> Fault | None:
     """What the last error of a runtime's JSON log means; None where it has none."""
     message = ""
-    for line in log.splitlines():
+    for line in log.split("\n"):  # names in it may hold what `splitlines` takes for an end
         try:
             entry = json.loads(line)
         except ValueError:
@@ -155,6 +157,8 @@ def fault_of(log: str) -> Fault | None:
             message = str(entry.get("msg", ""))
     if not message:
         return None
+    if len(message) > _TOLD_MAX:  # by the job's own command, of any length
+        message = f"{message[: _TOLD_MAX // 2]} … {message[-_TOLD_MAX // 2 :]}"
     if _NOT_FOUND.search(message):
         return Fault(127, message)
     if _NOT_EXECUTABLE.search(message):

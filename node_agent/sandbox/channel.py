@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from node_agent.sandbox.plan import PlanRefused, SandboxUnavailable
+from node_agent.sandbox.plan import CommandRefused, SandboxUnavailable
 from node_agent.sandbox.settings import SandboxSettings
 
 # One record of the launcher's protocol (node_agent.launcher.doors.MESSAGE_BYTES_MAX).
@@ -83,13 +83,13 @@ class Channel:
             self._receive(data, fds)
 
     async def send(self, message: dict[str, Any], fds: tuple[int, ...]) -> None:
-        """One record. Raises PlanRefused (too large) or SandboxUnavailable (nobody there)."""
+        """One record. Raises CommandRefused (too large) or SandboxUnavailable (nobody there)."""
         try:
             data = msgspec.json.encode(message)
         except UnicodeEncodeError as error:
-            raise PlanRefused(f"argv and env must be valid UTF-8: {error}") from error
+            raise CommandRefused(f"argv and env must be valid UTF-8: {error}") from error
         if len(data) > MESSAGE_BYTES_MAX:
-            raise PlanRefused(f"the plan takes {len(data)} bytes, at most {MESSAGE_BYTES_MAX}")
+            raise CommandRefused(f"the plan takes {len(data)} bytes, at most {MESSAGE_BYTES_MAX}")
         async with self._lock:
             while True:
                 try:
@@ -98,7 +98,9 @@ class Channel:
                     await self._writable()
                 except OSError as error:
                     if error.errno == errno.EMSGSIZE:
-                        raise PlanRefused(f"the plan takes {len(data)} bytes: too many") from error
+                        raise CommandRefused(
+                            f"the plan takes {len(data)} bytes: too many"
+                        ) from error
                     raise SandboxUnavailable(f"the launcher is gone: {error}") from error
                 else:
                     return

@@ -22,6 +22,7 @@ from node_agent.sandbox import seccomp
 from node_agent.sandbox.backend import oci_setup
 from node_agent.sandbox.channel import Channel, LauncherProcess, call, spawn
 from node_agent.sandbox.plan import (
+    CommandRefused,
     Enforcement,
     LimitNotEnforced,
     PlanRefused,
@@ -47,6 +48,7 @@ OnOutput = Callable[[Stream, bytes], None]
 OnWork = Callable[[int], Awaitable[None]]
 """Gets the work directory of a job that has ended, as a descriptor that is closed afterwards."""
 
+_STREAMS: tuple[Stream, Stream] = ("stdout", "stderr")
 # What the launcher's first message must say (node_agent.launcher.main.PROTOCOL).
 PROTOCOL = 2
 _LAUNCHER_CODE = Path(__file__).resolve().parents[1] / "launcher"
@@ -270,7 +272,8 @@ class NativeSandbox:
         ``on_work``: with outputs in the plan, collects them before this returns.
         ``on_output`` gets at most the plan's caps; ``on_started`` is called once exec succeeded.
         ``keep``: the launcher remembers the end until ``forget``, so that it can be stored first.
-        Raises PlanRefused, LimitNotEnforced or SandboxUnavailable before anything is launched.
+        Raises PlanRefused, LimitNotEnforced, SandboxUnavailable, or OSError (no descriptor is left)
+        before anything is launched.
         Cancelling kills the job at once and waits for its end.
         """
         inputs = (inputs_fd,) if inputs_fd >= 0 else ()
@@ -312,12 +315,11 @@ class NativeSandbox:
         if found.started and on_started is not None:
             on_started()
         self._running[plan.key] = running
-        streams: tuple[Stream, Stream] = ("stdout", "stderr")
         caps = (plan.stdout_bytes_max, plan.stderr_bytes_max)
         try:
             pumps = [
                 OutputPump(fd, cap, _sink(on_output, name), seen.get(name, 0))
-                for fd, cap, name in zip(found.fds, caps, streams, strict=False)
+                for fd, cap, name in zip(found.fds, caps, _STREAMS, strict=False)
             ]
             return await self._to_the_end(plan, running, pumps, on_work)
         finally:
@@ -349,7 +351,9 @@ class NativeSandbox:
         if self._dead:
             raise SandboxUnavailable(self._dead)
         wrong = plan_problem(plan)
-        if wrong is None and (plan.key in self._running or plan.key in self._found):
+        if wrong is not None:
+            raise CommandRefused(wrong)
+        if plan.key in self._running or plan.key in self._found:
             wrong = f"key {plan.key!r} is already running"
         if wrong is None and not set(plan.devices) <= set(self.settings.devices):
             wrong = f"devices {plan.devices} are not all in the settings' devices"
@@ -372,23 +376,27 @@ class NativeSandbox:
         inputs: tuple[int, ...],
         on_work: OnWork | None,
     ) -> SandboxOutcome:
-        (stdout_read, stdout_write), (stderr_read, stderr_write) = os.pipe(), os.pipe()
-        pumps = [
-            OutputPump(stdout_read, plan.stdout_bytes_max, _sink(on_output, "stdout")),
-            OutputPump(stderr_read, plan.stderr_bytes_max, _sink(on_output, "stderr")),
-        ]
-        theirs: tuple[int, ...] = (stdout_write, stderr_write, *inputs)
+        pumps: list[OutputPump] = []
+        reads: list[int] = []  # the pumps'
+        writes: list[int] = []
+        theirs = inputs
         try:
+            caps = (plan.stdout_bytes_max, plan.stderr_bytes_max)
+            for name, cap in zip(_STREAMS, caps, strict=True):
+                read, write = os.pipe()
+                writes.append(write)
+                reads.append(read)
+                pumps.append(OutputPump(read, cap, _sink(on_output, name)))
             stdin_read, feed = input_of(stdin)
-            theirs = (stdin_read, stdout_write, stderr_write, *feed, *inputs)
-            fds = (*theirs[:3], stdout_read, stderr_read, *feed, *inputs)
+            theirs = (stdin_read, *feed, *inputs)
+            fds = (stdin_read, *writes, *reads, *feed, *inputs)
             await self._channel.send({"op": "run", **plan_message(plan)}, fds)
         except BaseException:
             for pump in pumps:
                 pump.close()
             raise
         finally:
-            _close(theirs)
+            _close((*writes, *theirs))
         return await self._to_the_end(plan, running, pumps, on_work)
 
     async def _to_the_end(
@@ -479,7 +487,13 @@ class NativeSandbox:
             return
         if message.op == "had" and not self._listed.done():
             self._listed.set_result(None)
-        given = dict(zip(message.fds, fds, strict=False))
+        if len(fds) < len(message.fds) and message.cause == "exited":  # maybe with success
+            lost = f"no descriptor was left in the agent for the job's {', '.join(message.fds)}"
+            message = msgspec.structs.replace(
+                message, cause="sandbox_failed", exit_code=None, signal=None, detail=lost, fds=()
+            )
+        all_there = len(fds) == len(message.fds)
+        given = dict(zip(message.fds, fds, strict=True)) if all_there else {}
         result = read_result(given["result"]) if "result" in given else None
         work_fd = given.get("work", -1)
         _close(fd for fd in fds if fd != work_fd)
@@ -559,11 +573,11 @@ def _close(fds: Iterable[int]) -> None:
 def _outcome(ended: _Ended, pumps: list[OutputPump]) -> SandboxOutcome:
     fields = msgspec.to_builtins(ended.message)
     del fields["op"], fields["key"], fields["started"], fields["fds"]
-    out, err = pumps if len(pumps) == len(("stdout", "stderr")) else (None, None)
+    out, err = pumps if len(pumps) == len(_STREAMS) else (None, None)
     fields |= {
         "stdout_bytes": out.bytes_seen if out else 0,
         "stderr_bytes": err.bytes_seen if err else 0,
-        "output_truncated": any(pump.truncated for pump in pumps),
+        "output_truncated": out is None or any(pump.truncated for pump in pumps),
     }
     outcome = msgspec.convert(fields, SandboxOutcome, strict=True)
     return msgspec.structs.replace(outcome, result=ended.result)

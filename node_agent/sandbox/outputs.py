@@ -61,18 +61,19 @@ def find(work_fd: int, patterns: tuple[str, ...]) -> Listing:
     """The files below ``work_fd`` (a directory, may be O_PATH) that the patterns name, in order.
 
     A pattern is a path whose parts may have wildcards (``* ? [``); with ``/`` at its end it is a
-    folder and means all below it.
+    folder and means all below it. Never raises OSError: even the work directory itself may be one
+    that we are not let into.
     """
     search = _Search()
-    with _Directory(work_fd, ".") as root:
-        for pattern in patterns:
-            search.hit = False
-            try:
+    for pattern in patterns:
+        search.hit = False
+        try:
+            with _Directory(work_fd, ".") as root:
                 search.match(root, pattern.split("/"), "")
-            except OSError as error:
-                search.miss(pattern, error.strerror or "cannot be opened")
-            if not search.hit:
-                search.miss(pattern, "not there")
+        except OSError as error:
+            search.miss(pattern, error.strerror or "cannot be opened")
+        if not search.hit:
+            search.miss(pattern, "not there")
     return Listing(tuple(search.files.values()), search.missing)
 
 

@@ -163,6 +163,10 @@ class PlanRefused(SandboxError):  # noqa: N818 - reads as what happened, as even
     """The plan itself is wrong; the message names the field and the bound."""
 
 
+class CommandRefused(PlanRefused):
+    """What the job asks for has no place in any plan: its own fault, on every node."""
+
+
 class SandboxUnavailable(SandboxError):  # noqa: N818 - reads as what happened, as events do
     """No job can be sandboxed on this machine now; the message says what to do about it."""
 

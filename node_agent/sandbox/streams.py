@@ -79,13 +79,16 @@ def input_of(payload: bytes) -> tuple[int, tuple[int, ...]]:
     closes all of them. Raises OSError.
     """
     read, write = os.pipe()
-    if len(payload) <= _PIPE_BYTES_MIN:
-        try:
-            os.write(write, payload)
-        finally:
-            os.close(write)
-        return read, ()
-    return read, (pack([payload]), write)
+    try:
+        if len(payload) > _PIPE_BYTES_MIN:
+            return read, (pack([payload]), write)
+        os.write(write, payload)
+    except OSError:
+        os.close(read)
+        os.close(write)
+        raise
+    os.close(write)
+    return read, ()
 
 
 def pack(parts: Iterable[bytes]) -> int:

@@ -26,9 +26,12 @@ class Core(msgspec.Struct, frozen=True):
 
 
 def read_text(path: Path) -> str:
-    """A file's text, empty if it is absent: sysfs differs between kernels and machines."""
+    """A file's text, empty if it is absent: sysfs differs between kernels and machines.
+
+    Names in it (of cgroups) may be any bytes.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return ""
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
-from idl.topology import GpuInfo, Matrix, NumaInfo, Topology, format_cpu_list, parse_cpu_list
+from idl.topology import (
+    GpuInfo,
+    Matrix,
+    NumaInfo,
+    Topology,
+    format_cpu_list,
+    parse_cpu_list,
+    parse_cpu_quota,
+)
 from node_agent.topology.cache import caches
 from node_agent.topology.cpu import (
     Core,
@@ -24,17 +32,20 @@ from node_agent.topology.nvml import Nvml, connect_nvml
 from node_agent.topology.pcie import PciPlace, level, nics, place_of
 
 _MEMORY_LIMIT_FILES = ("memory.max", "memory.limit_in_bytes")
+_CPU_LIMIT_FILES = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
 
 
 class NodeTopology(msgspec.Struct, frozen=True, kw_only=True):
     """What this node has and what of it this process may hand out.
 
     ``memory_bytes`` is the smaller of the machine's memory and every cgroup limit above us;
-    ``cpus`` are online and within our affinity mask (which includes the cpuset).
+    ``cpus`` are online and within our affinity mask (which includes the cpuset); ``cpu_millis`` is
+    the smaller of them and every cgroup's quota above us.
     """
 
     cpus_total: int
     cpus: tuple[int, ...]
+    cpu_millis: int
     cores: tuple[Core, ...]
     numa: tuple[NumaDomain, ...]
     memory_total_bytes: int
@@ -70,7 +81,7 @@ def read_topology(
     online = online_cpus(sysfs) or tuple(sorted(mine))
     cpus = tuple(cpu for cpu in online if cpu in mine)
     total = meminfo_bytes(read_text(proc / "meminfo"))
-    limit = memory_limit_bytes(_limit_texts(sysfs, proc))
+    limit = memory_limit_bytes(_memory_texts(sysfs, proc))
     memory = total if limit is None else min(total, limit) if total else limit
     found = cores(sysfs, cpus)
     domains = numa_domains(sysfs, cpus, memory)
@@ -79,6 +90,7 @@ def read_topology(
     return NodeTopology(
         cpus_total=len(online),
         cpus=cpus,
+        cpu_millis=min([1000 * len(cpus), *filter(None, _cpu_quotas(sysfs, proc))]),
         cores=found,
         numa=domains,
         memory_total_bytes=total,
@@ -109,19 +121,28 @@ def _numa(domain: NumaDomain, found: tuple[Core, ...]) -> NumaInfo:
     )
 
 
-def _limit_texts(sysfs: Path, proc: Path) -> list[str]:
-    """Limit files of our own memory cgroup and of all above it: any of them may bind."""
-    texts = []
-    for line in read_text(proc / "self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in {"", "memory"}:
+def _memory_texts(sysfs: Path, proc: Path) -> Iterator[str]:
+    for folder in _cgroups(sysfs, proc, "memory", ("memory",)):
+        yield from (read_text(folder / name) for name in _MEMORY_LIMIT_FILES)
+
+
+def _cpu_quotas(sysfs: Path, proc: Path) -> Iterator[int]:
+    for folder in _cgroups(sysfs, proc, "cpu", ("cpu", "cpu,cpuacct")):
+        v1 = " ".join(read_text(folder / name) for name in _CPU_LIMIT_FILES)
+        yield parse_cpu_quota(read_text(folder / "cpu.max") or v1)
+
+
+def _cgroups(sysfs: Path, proc: Path, controller: str, mounts: tuple[str, ...]) -> Iterator[Path]:
+    """Our own cgroup that may limit something and all above it: any of them may bind."""
+    for line in filter(None, read_text(proc / "self/cgroup").split("\n")):
+        _, names, path = line.split(":", 2)
+        if names and controller not in names.split(","):
             continue
-        for root in (sysfs / "fs/cgroup", sysfs / "fs/cgroup/memory"):
+        for root in (sysfs / "fs/cgroup", *(sysfs / "fs/cgroup" / mount for mount in mounts)):
             folder = root / path.lstrip("/")
             while folder != root.parent:
-                texts += [read_text(folder / name) for name in _MEMORY_LIMIT_FILES]
+                yield folder
                 folder = folder.parent
-    return texts
 
 
 def _places(report: GpuReport, sysfs: Path) -> tuple[PciPlace, ...]:

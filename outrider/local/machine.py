@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from idl.errors import ConfigError, PlatformFaultError
+from idl.topology import parse_cpu_quota
 from idl.units import GIB, MIB, format_bytes
 
 LOOPBACK: Final = "127.0.0.1"
@@ -76,17 +77,23 @@ def free_tcp_ports(count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
-def host_cpus() -> int:
-    """CPUs that this process may run on."""
-    return max(1, len(os.sched_getaffinity(0)))
+def host_cpus(cgroup_root: Path = Path("/sys/fs/cgroup")) -> float:
+    """CPUs that this process may run on, or less where this container has a quota of CPU time."""
+    v1 = [_text(cgroup_root / f"cpu/cpu.cfs_{name}_us") for name in ("quota", "period")]
+    quotas = map(parse_cpu_quota, (_text(cgroup_root / "cpu.max"), " ".join(v1)))
+    return min([len(os.sched_getaffinity(0)), *(millis / 1000 for millis in quotas if millis)])
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _cgroup_limits(root: Path) -> Iterable[int]:
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            text = (root / name).read_text().strip()
-        except OSError:
-            continue
+        text = _text(root / name).strip()
         if text.isdigit():
             yield int(text)
 
@@ -100,7 +107,7 @@ def host_memory_bytes(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
 def share_of_host(
     agents: int,
     *,
-    cpus: int,
+    cpus: float,
     memory_bytes: int,
     cpu_millis: int | None = None,
     node_memory_bytes: int | None = None,
@@ -111,7 +118,7 @@ def share_of_host(
     Default: the CPUs divided evenly, in hundredths; memory too, less what the control plane needs.
     """
     usable = memory_bytes - min(_CONTROL_PLANE_MEMORY, memory_bytes // 4)
-    even_cpu = max(10, cpus * 1000 // agents // 10 * 10)
+    even_cpu = max(10, int(cpus * 1000) // agents // 10 * 10)
     even_memory = max(_MEMORY_GRAIN, usable // agents // _MEMORY_GRAIN * _MEMORY_GRAIN)
     share = Share(
         even_cpu if cpu_millis is None else cpu_millis,
@@ -120,7 +127,7 @@ def share_of_host(
     too_much = share.cpu_millis * agents > cpus * 1000, share.memory_bytes * agents > memory_bytes
     if any(too_much) and not overcommit:
         raise ConfigError(
-            f"{agents} agents with {share} each exceed this machine ({cpus} CPU, "
+            f"{agents} agents with {share} each exceed this machine ({cpus:g} CPU, "
             f"{format_bytes(memory_bytes)}); offer less or say --overcommit"
         )
     return share

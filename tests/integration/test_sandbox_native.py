@@ -14,6 +14,7 @@ import pytest
 from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import (
     MIB,
+    CommandRefused,
     Limit,
     LimitNotEnforced,
     PlanRefused,
@@ -119,6 +120,18 @@ async def test_a_wrong_command_is_the_jobs_own_fault(
     outcome = await sandbox.run(job(sandbox, "a", "", argv=argv, cwd=cwd), b"")
     assert (outcome.cause, outcome.exit_code) == ("exited", code)
     assert outcome.detail
+
+
+async def test_a_command_that_is_too_long_is_the_jobs_own_fault(sandbox: NativeSandbox) -> None:
+    path = {"PATH": ":".join(f"/d{n}" for n in range(101))}
+    for argv, env in ((("true",), path), (("x" * 60_000,), {"PATH": "/a:/b:/c:/d:/e:/f"})):
+        outcome = await sandbox.run(job(sandbox, "a", "", argv=argv, env=env), b"")
+        assert (outcome.cause, outcome.exit_code) == ("exited", 126)
+    with pytest.raises(CommandRefused):
+        await sandbox.run(job(sandbox, "a", "", argv=("/bin/true", "\1" * 40_000)), b"")
+    long = await sandbox.run(job(sandbox, "a", "", argv=("/" + "\\" * 60_000,)), b"")
+    assert (long.cause, long.exit_code) == ("exited", 127)
+    assert (await sandbox.run(job(sandbox, "a", "true"), b"")).exit_code == 0, "it lives"
 
 
 async def test_the_wall_time_ends_a_job(sandbox: NativeSandbox) -> None:

@@ -20,6 +20,7 @@ from outrider.local.machine import (
     coordinator_dds_port,
     free_dds_domain,
     free_tcp_ports,
+    host_cpus,
     host_memory_bytes,
     share_of_host,
 )
@@ -70,6 +71,22 @@ def test_more_than_there_is_needs_to_be_said() -> None:
         share_of_host(2, cpus=2, memory_bytes=GIB, node_memory_bytes=GIB)
     share = share_of_host(2, cpus=2, memory_bytes=GIB, cpu_millis=1500, overcommit=True)
     assert share.cpu_millis == 1500
+
+
+def test_a_container_quota_counts_as_cpus(tmp_path: Path) -> None:
+    every = host_cpus(tmp_path)
+    assert every == len(os.sched_getaffinity(0))
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert host_cpus(tmp_path) == 0.5
+    assert share_of_host(2, cpus=0.5, memory_bytes=GIB).cpu_millis == 250
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert host_cpus(tmp_path) == every
+    (tmp_path / "cpu").mkdir()
+    for name, text in (("quota", "20000"), ("period", "100000")):
+        (tmp_path / f"cpu/cpu.cfs_{name}_us").write_text(f"{text}\n")
+    assert host_cpus(tmp_path) == 0.2
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1\n")
+    assert host_cpus(tmp_path) == every
 
 
 def test_a_container_limit_counts_as_memory(tmp_path: Path) -> None:

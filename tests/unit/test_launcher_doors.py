@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from node_agent.launcher import wire
 from node_agent.launcher.doors import BACKLOG, MESSAGE_BYTES_MAX, RUN_FDS, Doors
 
 READ_BYTES = 1 << 16
@@ -89,6 +90,17 @@ def test_what_was_queued_for_one_agent_is_not_told_to_the_next(pair: Pair) -> No
     agent.send(b"{}")
     assert pair.events() == select.EPOLLIN
     agent.close()
+
+
+def test_a_message_too_long_for_the_socket_is_told_with_less_detail(pair: Pair) -> None:
+    """The kernel refuses it for ever (EMSGSIZE); that one job must not end the launcher."""
+    end = {"op": "ended", "key": "a", "exit_code": 127, "detail": "\\" * 400_000}
+    pair.doors.send(wire.dumps(end))
+    pair.doors.send(b"{}")
+    told = wire.loads(pair.agent.recv(MESSAGE_BYTES_MAX))
+    assert len(told["detail"]) == 1000 and told["detail"].endswith("\\ …")
+    assert told | {"detail": ""} == end | {"detail": ""}
+    assert pair.agent.recv(MESSAGE_BYTES_MAX) == b"{}"
 
 
 def test_once_closed_nobody_is_listened_to(tmp_path: os.PathLike[str]) -> None:

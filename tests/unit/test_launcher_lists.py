@@ -7,12 +7,14 @@ import shutil
 import struct
 import subprocess
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
 
-from node_agent.launcher import kernel
+from node_agent.launcher import kernel, wire
 from node_agent.launcher.board import Board
+from node_agent.launcher.cgroups import JobCgroup
 from node_agent.launcher.child import JobSpec
 from node_agent.launcher.command import candidates_of, exit_code_of, why_not_executed
 from node_agent.launcher.interpreter import (
@@ -29,6 +31,7 @@ from node_agent.launcher.interpreter import (
     X86_64_SOURCE,
     executable,
 )
+from node_agent.launcher.jobs import Job
 from node_agent.launcher.program import Program, blame
 from node_agent.sandbox.plan import SandboxPlan
 from node_agent.sandbox.protocol import plan_message
@@ -193,6 +196,52 @@ def test_the_worst_of_all_tries_is_told(
     assert words in fault.text
 
 
+@pytest.mark.parametrize("argv", ["/" + "\\" * 60_000, "\U0001f600" * 20_000])
+def test_a_long_program_s_name_is_told_in_part(argv: str) -> None:
+    """Quoted and written as JSON it was longer than any message to the agent."""
+    fault = why_not_executed(argv, candidates_of(spec(argv, PATH="/a")), [-errno.ENOENT])
+    assert exit_code_of(fault) == 127
+    assert fault.text.endswith(("inside the sandbox", "No such file or directory"))
+    assert len(wire.dumps({"detail": fault.text})) < 100_000
+
+
+LONG = ":".join(["/a"] * 101)
+
+
 def test_too_many_places_to_look_are_refused() -> None:
     with pytest.raises(OSError, match="PATH has 101 folders"):
-        candidates_of(spec("true", PATH=":".join(["/a"] * 101)))
+        candidates_of(spec("true", PATH=LONG))
+
+
+class Init:
+    """The launcher's end of an init that takes no list."""
+
+    def sendmsg(self, *_: object) -> None:
+        raise OSError(errno.EMSGSIZE, "Message too long")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (spec("true", PATH=LONG), "exec: PATH has 101 folders, at most 100"),
+        (spec("x" * 60_000, PATH="/a:/b:/c:/d:/e"), "exec: "),
+        (spec("true"), "exec: Message too long: Argument list too long"),
+    ],
+)
+def test_a_command_that_no_list_holds_is_the_job_s_own_fault(
+    given: JobSpec, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was the platform's, and tried again elsewhere."""
+    killed: list[int] = []
+    monkeypatch.setattr(kernel, "pidfd_send_signal", lambda _fd, number: killed.append(number))
+    first = Program(1 << 20, 8, 3)
+    for name in ("spawn", "failed"):
+        first.label(name)
+    job = cast("Any", object.__new__(Job))
+    job._spec, job._stdio, job._lists, job._holds = given, [], [first], frozenset()
+    job.control, job.pidfd, job.failure, job.not_executed = Init(), 3, None, None
+    job.cgroup = JobCgroup(None, {}, frozenset(), [])
+    job._go()
+    assert job.failure is None and len(killed) == 1
+    code, text = job.not_executed
+    assert code == 126 and text.startswith(words)

@@ -91,6 +91,9 @@ def test_the_profile_refuses_what_the_native_filter_refuses(machine: str) -> Non
         ('exec: \\"/nope\\": stat /nope: no such file or directory', 127),
         ("open executable: Permission denied", 126),
         ("creating process: failed to load /etc/passwd: permission denied", 126),
+        ("executable file `/a\u2028b\x85c` not found in $PATH", 127),
+        ("open executable: File name too long", 127),
+        (f'exec: \\"/{"x" * 100_000}\\": stat /{"x" * 100_000}: file name too long', 127),
         ("cannot set memory limit", 0),
     ],
 )
@@ -98,6 +101,7 @@ def test_whose_fault_a_failed_start_is(message: str, code: int) -> None:
     log = f'{{"msg":"{message}","level":"error"}}\n'
     fault = fault_of(log)
     assert fault is not None and fault.exit_code == code
+    assert len(fault.text) < 5000
     assert fault_of('{"level":"warning","msg":"x"}\ncut off') is None
 
 

@@ -16,8 +16,9 @@ import pytest
 
 from node_agent.launcher import cgroups, limits, usage
 from node_agent.launcher.cgroups import Mounted, find_hierarchies, own_directory
-from node_agent.launcher.files import keyed_value
+from node_agent.launcher.files import keyed_value, read_table
 from node_agent.launcher.limits import Limits
+from node_agent.oci import cgroups as confined
 
 _HYBRID_MOUNTS = """\
 22 1 0:20 / /proc rw - proc proc rw
@@ -69,6 +70,42 @@ def test_own_directory_below_a_mount(mount_root: str, own: str, expected: str) -
 def test_keyed_value() -> None:
     assert keyed_value("low 0\noom 3\noom_kill 2\n", "oom_kill") == 2
     assert keyed_value("", "oom_kill") == 0
+
+
+ODD = b"a\rb\x0cc\x1cd\xc2\x85e\xe2\x80\xa8f\xff\xe9"
+
+
+def odd_tables(folder: Path) -> tuple[str, str]:
+    """Mounts and own cgroups as the kernel writes them where somebody chose such names."""
+    line = b"36 1 0:99 / /mnt/" + ODD + b" rw - fuse." + ODD + b" /dev/" + ODD + b" rw\n"
+    group = b"35 30 0:31 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+    (folder / "mountinfo").write_bytes(line + group + line)
+    (folder / "cgroup").write_bytes(b"0::/" + ODD + b"\n")
+    return read_table(f"{folder}/mountinfo"), read_table(f"{folder}/cgroup")
+
+
+def test_names_that_others_chose_are_bytes_in_one_line(tmp_path: Path) -> None:
+    """Any user may mount a FUSE: one such name kept every launcher of the host from starting."""
+    mounts, own = odd_tables(tmp_path)
+    (found,) = find_hierarchies(mounts, own)
+    assert os.fsencode(found.directory) == b"/sys/fs/cgroup/" + ODD
+    ours = confined.own_directories(mounts, own, "")
+    assert ours == {"/sys/fs/cgroup": found.directory}
+
+
+def test_a_file_system_of_an_odd_kind_can_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no UTF-8 has no place in a message to the agent."""
+    mounts, _ = odd_tables(tmp_path)
+    point = os.fsdecode(b"/mnt/" + ODD)
+    nothing = os.stat_result((0,) * 10)
+    monkeypatch.setattr(os, "stat", lambda _path: nothing)
+    monkeypatch.setattr(os.path, "realpath", lambda path: path)
+    disks, (unknown,) = limits.disks_behind([point], mounts)
+    assert disks == []
+    kind = unknown.removeprefix(f"{point} (")
+    assert kind.startswith("fuse.a") and kind.isascii() and kind.isprintable()
 
 
 def folder(path: Path, **files: str) -> Path:
@@ -245,6 +282,27 @@ def test_only_dead_launchers_of_ours_are_swept(tmp_path: Path) -> None:
         os.close(live)
     left = {path.name for path in base.iterdir()}
     assert left == {"outrider-live.2", "someone-else", cgroups.SELF_LEAF}
+
+
+def test_what_another_user_s_launcher_left_is_neither_locked_nor_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """We cannot remove it, and while we tried, five seconds for each, its user could not."""
+    base = os.open(folder(tmp_path / "cg/outrider-dead.1").parent, os.O_RDONLY)
+    locked: list[str] = []
+    real = cgroups.lock_directory
+
+    def lock(base_fd: int, name: str) -> int:
+        locked.append(name)
+        return real(base_fd, name)
+
+    monkeypatch.setattr(cgroups, "lock_directory", lock)
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    assert cgroups.sweep(base) == [] and locked == []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert cgroups.sweep(base) == locked == ["outrider-dead.1"]
+    os.close(base)
 
 
 def once(

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idl.topology import format_cpu_list, parse_cpu_list
+from node_agent.report import Offer, offered
 from node_agent.topology.cpu import Core, meminfo_bytes, memory_limit_bytes
 from node_agent.topology.node import NodeTopology, read_topology
 from node_agent.topology.nvml import Nvml, NvmlUnavailable
@@ -113,6 +114,52 @@ def test_a_cgroup_limit_anywhere_above_us_counts(
     put(tmp_path, limit_file, text)
     node = read(tmp_path)
     assert (node.memory_bytes, node.memory_total_bytes) == (2 * GIB, 64 * GIB)
+
+
+V1 = "sys/fs/cgroup/cpu,cpuacct"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "millis"),
+    [
+        ("0::/a/b", {"sys/fs/cgroup/a/cpu.max": "150000 100000"}, 1500),
+        ("0::/", {"sys/fs/cgroup/cpu.max": "25000 100000"}, 250),
+        ("0::/a", {"sys/fs/cgroup/a/cpu.max": "max 100000", "sys/fs/cgroup/cpu.max": "5 10"}, 500),
+        ("0::/a", {"sys/fs/cgroup/a/cpu.max": "900000 100000"}, 4000),
+        (
+            "2:cpuacct,cpu:/x",
+            {f"{V1}/x/cpu.cfs_quota_us": "50000", f"{V1}/x/cpu.cfs_period_us": "100000"},
+            500,
+        ),
+        (
+            "2:cpu,cpuacct:/",
+            {f"{V1}/cpu.cfs_quota_us": "-1", f"{V1}/cpu.cfs_period_us": "100000"},
+            4000,
+        ),
+        ("2:memory:/x", {f"{V1}/x/cpu.cfs_quota_us": "5", f"{V1}/x/cpu.cfs_period_us": "9"}, 4000),
+    ],
+)
+def test_a_quota_anywhere_above_us_counts(
+    tmp_path: Path, cgroup: str, files: dict[str, str], millis: int
+) -> None:
+    machine(tmp_path, packages=1, cores=4, threads=1)
+    put(tmp_path, "proc/self/cgroup", cgroup)
+    for name, text in files.items():
+        put(tmp_path, name, text)
+    node = read(tmp_path)
+    assert (node.cpu_millis, len(node.cpus)) == (millis, 4)
+    pinned = bool(offered(node, Offer()).numa[0].cores)
+    assert pinned is (millis == 4000), "whole cores are not ours with a quota"
+    told = offered(node, Offer(cpu_millis=4000))
+    assert told.numa[0].cores, "who offers all of them knows better"
+
+
+def test_names_of_cgroups_may_be_any_bytes(tmp_path: Path) -> None:
+    machine(tmp_path, packages=1, cores=2, threads=1)
+    put(tmp_path, "proc/self/cgroup", "")
+    (tmp_path / "proc/self/cgroup").write_bytes(b"0::/a\xffb\xe2\x80\xa8c\n")
+    put(tmp_path, "sys/fs/cgroup/cpu.max", "1 2")
+    assert read(tmp_path).cpu_millis == 500
 
 
 def test_no_limit_is_no_limit() -> None:
