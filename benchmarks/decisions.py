@@ -5,6 +5,8 @@ The coordinator core leads a pool of one node with 50 CPUs; what it appends is r
 * *drains*: jobs of one CPU each wait; 50 end at a time and 50 others take their place.
 * *fits nowhere*: the jobs ask for a GPU and there is none, so each of them is told why.
 * *arrives late*: one more such job at a time comes to those that were told.
+* *all differ*: on fifty such nodes each job asks for a host of its own, which is not there; then
+  one node says something new of itself, and why each of them waits has to be found again.
 
 CPU time per job of everything in `Coordinator.step`, ledger read-back included, and the longest
 single step: while it lasts the leader hears nobody.
@@ -38,8 +40,10 @@ SLOTS: Final = 50
 LATE_JOBS: Final = 200
 STEP_MS: Final = 25
 """Of the core's own clock, between steps: more than an entry waits for company."""
+HOSTS: Final = 50
 POOL: Final = PoolName("main")
-NODE: Final = NodeId("n1")
+NODES: Final = tuple(NodeId(f"n{number}") for number in range(HOSTS))
+NODE: Final = NODES[0]
 ENFORCES: Final[tuple[LimitName, ...]] = (
     "memory", "pids", "cpu", "network", "filesystem", "seccomp", "disk", "wall_time",
 )  # fmt: skip
@@ -58,7 +62,8 @@ class Figures(msgspec.Struct):
 class Leader:
     """One coordinator core that leads, its clock, and what its steps took."""
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: int = 1) -> None:
+        self._nodes = NODES[:nodes]
         policies = {"default": QueuePolicy(live_jobs_max=LIVE_JOBS_MAX)}
         self.core = Coordinator(CoordinatorId("c1"), Incarnation(1), POOL, policies, NodeTiming())
         self._now_ms = 1_000_000
@@ -90,28 +95,39 @@ class Leader:
                 if isinstance(effect, e.Append)
             ]
 
-    def report(self) -> None:
-        """The node says what it has: otherwise it would be lost."""
+    def report(self, labels: dict[str, str] | None = None) -> None:
+        """The nodes say what they have, `labels` those of the first: otherwise they would be
+        lost."""
         gib = 1 << 30
         capacity = Capacity(cpu_millis=1_000 * SLOTS, memory_bytes=SLOTS * gib, gpus=())
-        report = NodeReport(
-            pool=POOL, node=NODE, incarnation=Incarnation(1), capacity=capacity, enforces=ENFORCES
-        )
-        self.step(e.NodeReported(report=report))
+        for node in self._nodes:
+            report = NodeReport(
+                pool=POOL, node=node, incarnation=Incarnation(1), capacity=capacity,
+                enforces=ENFORCES, labels=(labels or {}) if node == NODE else {},
+            )  # fmt: skip
+            self.step(e.NodeReported(report=report))
 
-    def submit(self, jobs: int, gpus: int = 0) -> None:
+    def go_on(self) -> None:
+        """For as long as it wants to go on at once."""
+        while self.core.next_wakeup_ms(self._now_ms) == self._now_ms + 1:
+            self.step(e.Tick())
+
+    def submit(self, jobs: int, gpus: int = 0, *, differ: bool = False) -> None:
         """Jobs of one CPU and 1 MiB, in records as the driver hands them in."""
         asks = Resources(cpu_millis=1_000, memory_bytes=1 << 20, gpus=gpus)
         for begin in range(0, jobs, RECORDS_PER_READ_MAX):
             chunk = min(RECORDS_PER_READ_MAX, jobs - begin)
-            submissions = tuple(self._submission(asks) for _ in range(chunk))
+            submissions = tuple(self._submission(asks, differ) for _ in range(chunk))
             self.step(e.SubmissionsRead(term=1, submissions=submissions))
             self.report()
 
-    def _submission(self, asks: Resources) -> e.Submission:
+    def _submission(self, asks: Resources, differ: bool) -> e.Submission:
         offset = next(self._submissions)
         source = SourceRef(topic="queue.default", partition=0, offset=offset)
-        spec = JobSpec(id=f"j{offset}", command=("true",), resources=asks)
+        labels = {"host": f"h{offset}"} if differ else {}
+        spec = JobSpec(
+            id=f"j{offset}", command=("true",), resources=asks, node_labels=labels
+        )  # fmt: skip
         return e.Submission(source=source, queue="default", spec=spec)
 
     def end_all_running(self) -> int:
@@ -157,6 +173,18 @@ def fits_nowhere(waiting: int) -> list[Figures]:
     return [told, _figures("arrives late", waiting, LATE_JOBS, leader)]
 
 
+def all_differ(waiting: int) -> Figures:
+    """One offer changes while all wait, each with a shape of its own."""
+    leader = Leader(HOSTS)
+    leader.submit(waiting, differ=True)
+    leader.go_on()
+    _require_told(leader)
+    leader.restart_clock()
+    leader.report({"zone": "a"})
+    leader.go_on()
+    return _figures("all differ", waiting, waiting, leader)
+
+
 def _require_told(leader: Leader) -> None:
     jobs = leader.core.state.jobs.values()
     assert all(job.phase is Phase.PENDING and job.waiting is not None for job in jobs)
@@ -187,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
     found: list[Figures] = []
     for depth in depths:
         sys.stderr.write(f"{depth} jobs wait\n")
-        found += [drains(depth), *fits_nowhere(depth)]
+        found += [drains(depth), *fits_nowhere(depth), all_differ(depth)]
     if options.json:
         print(msgspec.json.encode(found).decode())
         return 0

@@ -67,7 +67,28 @@ WAITING_GRACE_MS: Final = 2_000
 QUEUE_STATE_MS: Final = 500
 """Depth changes are published at most this often per queue; admission changes at once."""
 NODE_CHECKS_MAX: Final = 20_000
-"""Nodes looked at in one scheduling cycle: keeps it near 10 ms; the rest is for the next cycle."""
+"""Nodes looked at in one scheduling cycle, at half a microsecond each: keeps it near 10 ms, and a
+microsecond more for each shape that waits. A shape is looked at on all its nodes or on none; the
+rest of the shapes is for the next cycle."""
+HEAD_CHECKS_MAX: Final = NODE_CHECKS_MAX // 2
+"""Those of them for the head of the queue while shapes further back have their turn. A head that
+got all would starve the rest, one that got none would lose its precedence."""
+SHAPE_CHECKS: Final = 16
+"""What a shape counts as that is looked at on no node at all."""
+MATCHES_KEPT_MAX: Final = 200_000
+"""Nodes remembered as matching, over all kinds of shapes: some 10 MB. Beyond that all is forgotten
+and found again."""
+KIND_SIZE: Final = 10
+"""A kind of shapes takes as much memory as so many of those nodes, even if it has none."""
+DEVICE_CHECKS: Final = 100
+"""What a look at devices counts as, and a choice among them: 20 to 160 µs each. Twice as many where
+whole cores are asked for."""
+WAITING_CHECKS_MAX: Final = 5_000
+"""Shapes, and for each of which the reason is not known nodes, looked at in one cycle to say why
+jobs fit nowhere: about 10 ms. What is left is for the next cycles: nobody waits for those words,
+and while they are found the leader hears nobody."""
+WAITING_CHECK_COST: Final = 4
+"""In checks of the scheduler: here every word is found, not only that there is one."""
 NODES_MAX: Final = 10_000
 """Nodes a coordinator listens to (facts: beyond a few thousand, cells)."""
 DIGESTS_KEPT: Final = 4_096

@@ -63,6 +63,7 @@ from controlplane.core.intents import IntentBook
 from controlplane.core.membership import Voters
 from controlplane.core.pace import EntryPace
 from controlplane.core.scheduler import Scheduler
+from controlplane.core.waiting import WaitingBook
 from controlplane.core.watch import Watch
 from dataplane.core.state import PoolState, QueueCounters, dead_letter_key
 from dataplane.core.validity import Verdict
@@ -138,7 +139,7 @@ class Coordinator:
         self._book = IntentBook(timing.resend_ms)
         self._inputs = Inputs(
             state=self.state, inbox=self._inbox, watch=self._watch, scheduler=Scheduler(),
-            policies=self._policies, dead_letters_written={}, told={}, members=members,
+            policies=self._policies, dead_letters_written={}, told=WaitingBook(), members=members,
             leases=self._book.leases, exclusive_lease_ms=timing.exclusive_lease_ms,
         )  # fmt: skip
         self._seq = 0
@@ -203,9 +204,14 @@ class Coordinator:
             self._lead_since_ms + WAITING_GRACE_MS,
             state.backing_off.first_ms,
             state.deadlines.first_ms,
-            now_ms + 1 if self._inputs.scheduler.cut_short else 0,
+            self._go_on_ms(now_ms),
             self._book.leases.next_look_ms(now_ms),
         )
+
+    def _go_on_ms(self, now_ms: int) -> int:
+        """When to take up what the last cycle had no time for; 0 where there is nothing."""
+        left = self._inputs.scheduler.cut_short or self._inputs.told.cut_short
+        return max(now_ms + 1, self._pace.held_until_ms) if left else 0
 
     # --- events -------------------------------------------------------------------------------
 

@@ -20,11 +20,11 @@ from controlplane.core.leases import LeaseBook
 from controlplane.core.membership import Voters, changed
 from controlplane.core.results import START_DEADLINE_PASSED, end_attempt, refuse, why_refused
 from controlplane.core.scheduler import Scheduler
+from controlplane.core.waiting import WaitingBook
 from controlplane.core.watch import Watch
 from dataplane.core.devices import Grant
 from dataplane.core.explain import why_unplaceable
 from dataplane.core.jobs import WAITING, Job, Phase, shorten
-from dataplane.core.nodes import Shape
 from dataplane.core.pending import ShapeQueue
 from dataplane.core.state import PoolState
 from idl.ids import is_valid_name
@@ -66,43 +66,10 @@ class Inputs(msgspec.Struct):
     scheduler: Scheduler
     policies: Mapping[str, QueuePolicy]
     dead_letters_written: dict[str, None]
-    told: dict[Shape, "Told"]
-    """Shapes whose pending jobs were looked at."""
+    told: WaitingBook
     members: Members = ()
     """Of the cluster file."""
     voters: Voters = Voters()
-
-
-class Told:
-    """Why the jobs of a shape fit nowhere (None: they do), and who of them is still to be told.
-
-    Nobody is looked at twice for the same reason: a queue of thousands costs a cycle nothing.
-    """
-
-    __slots__ = ("_due", "_joined", "_queue", "nodes_version", "why")
-
-    def __init__(self) -> None:
-        self.nodes_version = -1
-        self.why: tuple[PendingCode, str] | None = None
-        self._due: deque[str] = deque()
-        self._queue: ShapeQueue | None = None
-        self._joined = 0
-
-    def reason(self, nodes_version: int, why: tuple[PendingCode, str] | None) -> None:
-        """Of the nodes as they are now. Another one than before is for everybody again."""
-        self.nodes_version = nodes_version
-        if why != self.why:
-            self.why, self._queue = why, None
-
-    def due(self, queue: ShapeQueue) -> deque[str]:
-        """Jobs to be told, those who left meanwhile among them. The caller takes what it told."""
-        if self._queue is not queue:  # a shape of which all had left has a new one
-            self._queue, self._joined = queue, 0
-            self._due.clear()
-        if self._joined != queue.joined:
-            self._due += queue.latest(self._joined)
-            self._joined = queue.joined
-        return self._due
 
 
 class Cycle:
@@ -372,8 +339,6 @@ class Cycle:
 
     def _8_placements(self) -> None:
         self.state.wake(self.now_ms)
-        if not len(self.state.pending):
-            return
         batch = self.batch
         plan = self.given.scheduler.plan(
             self.state, batch.left, batch.touched, batch.freed, batch.nodes_changed
@@ -390,17 +355,7 @@ class Cycle:
     def _9_waiting(self) -> None:
         if not self._say_why or self.batch.nodes_changed:
             return
-        told, shapes = self.given.told, self.state.pending.shapes
-        if len(told) > 2 * len(shapes):
-            for shape in [shape for shape in told if shape not in shapes]:
-                del told[shape]
-        for shape, queue in shapes.items():
-            known = told.get(shape)
-            if known is None:
-                known = told[shape] = Told()
-            if known.nodes_version != self.state.nodes_version:
-                why = why_unplaceable(self.state.nodes.values(), shape)
-                known.reason(self.state.nodes_version, why)
+        for queue, known in self.given.told.look(self.state):
             if known.why is not None and not self._tell(known.due(queue), queue, known.why):
                 return
 

@@ -284,11 +284,23 @@ def _lacking(room: Room, cpu_millis: int, shape: Shape) -> tuple[str, ...]:
 def unmet_rules(node: Node, shape: Shape) -> tuple[str, ...]:
     """Which demands are met or not whatever is free: `enforcement:<limit>`, `label:<key>`, and
     `image:<name>`."""
+    if meets_rules(node, shape):
+        return ()
     return (
         *((f"image:{shape.image}",) if shape.image and shape.image not in node.images else ()),
         *(f"enforcement:{limit}" for limit in shape.require if limit not in node.enforces),
         *(f"label:{key}" for key, value in shape.labels if node.labels.get(key) != value),
     )
+
+
+def meets_rules(node: Node, shape: Shape) -> bool:
+    """True where `unmet_rules` has nothing to say, in a fraction of its time."""
+    if shape.image and shape.image not in node.images:
+        return False
+    for key, value in shape.labels:
+        if node.labels.get(key) != value:
+            return False
+    return node.enforces.issuperset(shape.require)
 
 
 def unmet_by_free_room(node: Node, shape: Shape) -> tuple[str, ...]:

@@ -45,6 +45,11 @@ class ShapeQueue:
             self.heap = list(self.members.values())
             heapify(self.heap)
 
+    @property
+    def first(self) -> Entry:
+        """The first member; a queue in the index has one."""
+        return self.heap[0]
+
     def latest(self, since: int) -> list[str]:
         """Jobs that joined after `joined` was `since`, in that order, and maybe some from before:
         as many as left. O(joined since)."""
@@ -80,6 +85,10 @@ class PendingIndex:
 
     def __contains__(self, job: str) -> bool:
         return job in self._shape_of
+
+    def shape_of(self, job: str) -> Shape:
+        """Of a job that is in."""
+        return self._shape_of[job]
 
     def add(self, shape: Shape, rank: tuple[int, int], job: str) -> None:
         """Puts a job in its place."""

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaos.sim.life import live
-from controlplane.core.cycle import Told
 from controlplane.core.scheduler import Scheduler
+from controlplane.core.waiting import Told
 from dataplane.core.nodes import Node, shape_of, unmet_by_capacity
 from dataplane.core.pending import ShapeQueue
 from dataplane.core.state import PoolState
@@ -122,6 +122,35 @@ def test_the_scheduler_places_what_brute_force_places(
         story.assign(placement.job, placement.node, placement.gpus)
 
 
+EVENTS = st.tuples(st.sampled_from(("joins", "ends", "offers")), st.integers(0, 23))
+
+
+@given(st.lists(EVENTS, max_size=40))
+@settings(max_examples=150, deadline=None)
+def test_what_a_scheduler_remembers_changes_no_plan(events: list[tuple[str, int]]) -> None:
+    """Beside one that remembers nothing, while jobs come and end and nodes change."""
+    story, remembers = Story(), Scheduler()
+    for at, (what, n) in enumerate(events):
+        if what == "joins":
+            asks = {"cpu": 1_000 * (1 + n % 3), "gpus": n % 2, "priority": n % 4}
+            labels = {"zone": "xyz"[n % 3]} if n > 8 else {}
+            story.ingest(spec(f"j{at}", node_labels=labels, **asks))
+        elif what == "offers":
+            story.add(seen(f"n{n % 3}", cpu=1_000 * (n % 5), gpus=(0,) * (n % 2), draining=n > 20,
+                           labels={"zone": "xy"[n // 12]}, incarnation=at + 1))  # fmt: skip
+        elif what == "ends":
+            running = [job for node in story.state.nodes.values() for job in node.attempts]
+            for job in running[: n % 3]:
+                story.release(job, d.Finished(job=job, attempt=1))
+        closed = {f"n{n % 5}"}
+        fresh = Scheduler().plan(story.state, 5, closed=closed)
+        assert remembers.plan(story.state, 5, closed=closed) == fresh
+        plan = remembers.plan(story.state, 5)
+        assert plan == Scheduler().plan(story.state, 5)
+        for placement in plan:
+            story.place(placement)
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(-3, 3), st.integers(0, 30)), max_size=200))
 @settings(max_examples=100, deadline=None)
 def test_a_shape_queue_is_a_sorted_set(operations: list[tuple[bool, int, int]]) -> None:
@@ -135,6 +164,7 @@ def test_a_shape_queue_is_a_sorted_set(operations: list[tuple[bool, int, int]]) 
             model.pop(name, None)
             queue.remove(name)
         assert list(queue.in_order()) == sorted(model.values())
+        assert not model or queue.first == min(model.values())
 
 
 STEPS = st.tuples(st.sampled_from(("joins", "leaves", "tell", "reason")), st.integers(0, 5))

@@ -91,6 +91,19 @@ def test_a_blocked_shape_is_looked_at_again_when_room_returns() -> None:
     assert [p.job for p in scheduler.plan(story.state, 10)] == ["b"]
 
 
+def test_a_plan_that_came_to_nothing_leaves_no_memory_behind() -> None:
+    """Its entry was void, for another led by then; who leads again finds the room still there."""
+    story, scheduler = Story().add(seen(cpu=1_000)).ingest(spec("a"), spec("b")), Scheduler()
+    assert [p.job for p in scheduler.plan(story.state, 10)] == ["a"]
+    for term in (2, 3):
+        began = d.LedgerEntry(
+            term=term, leader="c1", incarnation=term, seq=1, at_ms=story.at_ms,
+            decisions=(d.TermStarted(pool="main", previous_term=term - 1),),
+        )  # fmt: skip
+        assert story.state.apply(story.state.next_offset, began).valid
+    assert [p.job for p in scheduler.plan(story.state, 10)] == ["a"]
+
+
 def test_the_limit_is_kept() -> None:
     story = Story().add(seen(cpu=9_000)).ingest(*(spec(f"j{n}") for n in range(5)))
     assert len(places(story, 2)) == 2 and places(story, 0) == []
