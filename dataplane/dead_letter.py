@@ -31,15 +31,16 @@ async def write_dead_letter(
 
 
 def read_dead_letters(settings: KafkaSettings) -> Iterator[tuple[SourceRef, DeadLetter]]:
-    """All of them, oldest first; a key is yielded once (a new leader may write it again).
+    """All of them, oldest first, each once (a new leader may write one again). A key is a job's id,
+    which later jobs may bear: `source` tells them apart.
 
     Raises ConfigError (no topic), InvalidRecordError, PlatformFaultError.
     """
-    seen: set[str] = set()
+    seen: set[tuple[str, SourceRef]] = set()
     for record in scan(settings, TopicNames(settings.prefix).dead_letter):
         letter = decode(record.value, DeadLetter)
-        if letter.key not in seen:
-            seen.add(letter.key)
+        if (letter.key, letter.source) not in seen:
+            seen.add((letter.key, letter.source))
             yield record.source, letter
 
 

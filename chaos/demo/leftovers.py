@@ -6,6 +6,8 @@ from typing import Final
 
 import msgspec
 
+from node_agent.launcher.files import read_table, rows_of
+
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 OTHERS_MOUNTS: Final = (
     "/run/netns", "/run/docker", "/run/containerd", "/run/user", "/var/lib/docker",
@@ -58,7 +60,7 @@ def mount_lines(mountinfo: str, own: tuple[str, ...] = ()) -> list[str]:
     `own`."""
     return [
         line
-        for line in mountinfo.splitlines()
+        for line in rows_of(mountinfo)
         for point in [line.split()[4]]
         if not point.startswith(OTHERS_MOUNTS) or any(name in point for name in own)
     ]
@@ -77,5 +79,5 @@ def look(mark: str, *mounted: str) -> Leftovers:
 
     `mounted`: in what it mounts where others do, too.
     """
-    mountinfo = Path("/proc/self/mountinfo").read_text()
+    mountinfo = read_table("/proc/self/mountinfo")
     return Leftovers(_processes(mark), _cgroups(mark), mounts_of(mountinfo, mounted))

@@ -14,6 +14,7 @@ from chaos.faults.network import Network
 from dataplane.broker import attach_broker
 from dataplane.broker.local import LocalBroker
 from idl.errors import ConfigError, PlatformFaultError
+from node_agent.launcher.files import read_table, rows_of
 from outrider.local.cluster import HERE, LocalCluster, Placement
 from outrider.local.process import Identity, identity_of, is_alive, send_signal
 
@@ -110,7 +111,7 @@ class World:
 def unmount_left(folder: Path) -> list[str]:
     """Unmounts disks of ours below `folder`; what it unmounted."""
     gone = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in rows_of(read_table("/proc/self/mountinfo")):
         where, source = line.split()[4], line.split(" - ")[1].split()[1]
         if source == DISK_SOURCE and Path(where).is_relative_to(folder):
             subprocess.run(["umount", "-l", where], capture_output=True, check=False)

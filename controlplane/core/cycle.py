@@ -13,18 +13,23 @@ import msgspec
 
 from controlplane.core.admission import admit
 from controlplane.core.batch import Batch
-from controlplane.core.bounds import DEAD_LETTERS_DUE_MAX, RESULT_DECISIONS_MAX
+from controlplane.core.bounds import (
+    DEAD_LETTERS_DUE_MAX,
+    RESULT_DECISIONS_MAX,
+    WAITING_CHECKS_MAX,
+)
 from controlplane.core.events import CommandRead, ResultRead
 from controlplane.core.inbox import Inbox
 from controlplane.core.leases import LeaseBook
 from controlplane.core.membership import Voters, changed
 from controlplane.core.results import START_DEADLINE_PASSED, end_attempt, refuse, why_refused
 from controlplane.core.scheduler import Scheduler
-from controlplane.core.waiting import WaitingBook
+from controlplane.core.waiting import Looks, WaitingBook
 from controlplane.core.watch import Watch
 from dataplane.core.devices import Grant
 from dataplane.core.explain import why_unplaceable
 from dataplane.core.jobs import WAITING, Job, Phase, shorten
+from dataplane.core.nodes import Shape
 from dataplane.core.pending import ShapeQueue
 from dataplane.core.state import PoolState
 from idl.ids import is_valid_name
@@ -317,12 +322,15 @@ class Cycle:
             del written[key]
 
     def _7_start_deadlines(self) -> None:
+        looks, found = Looks(self.state), dict[Shape, tuple[PendingCode, str] | None]()
         for job in self.state.overdue(self.now_ms):
-            if not self.batch.has_room(1, 2048):
-                return
+            if not self.batch.has_room(1, 2048) or looks.checks > WAITING_CHECKS_MAX:
+                return  # the others are in the entry after this one
             if job.id in self.batch.touched:
                 continue
-            why = why_unplaceable(self.state.nodes.values(), job.shape)
+            if job.shape not in found:
+                found[job.shape] = why_unplaceable(looks.of(job.shape), job.shape)
+            why = found[job.shape]
             if job.phase is Phase.BACKING_OFF and job.attempts:
                 reason = f"BackingOff: its last attempt ended as {job.attempts[-1].outcome}"
             elif why is not None:

@@ -49,7 +49,7 @@ class Told:
         return self._due
 
 
-class _Looks:
+class Looks:
     """The nodes, and what it cost so far to look at them."""
 
     def __init__(self, state: PoolState) -> None:
@@ -89,7 +89,7 @@ class WaitingBook:
 
         Where the caller stops, the next look begins with the same shape.
         """
-        looks, left = _Looks(state), self._left
+        looks, left = Looks(state), self._left
         if not left:
             self._begin(state)
         while left and looks.checks < WAITING_CHECKS_MAX:
@@ -110,7 +110,7 @@ class WaitingBook:
         if len(self._told) > 2 * len(shapes):
             self._told = {shape: told for shape, told in self._told.items() if shape in shapes}
 
-    def _renewed(self, shape: Shape, state: PoolState, looks: _Looks) -> Told:
+    def _renewed(self, shape: Shape, state: PoolState, looks: Looks) -> Told:
         told = self._told.get(shape)
         if told is None:
             told = self._told[shape] = Told()

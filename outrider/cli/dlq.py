@@ -43,17 +43,17 @@ def _find(session: Session, key: str) -> "tuple[SourceRef, DeadLetter]":
 def choose(
     letters: "Iterable[tuple[SourceRef, DeadLetter]]", key: str
 ) -> "tuple[SourceRef, DeadLetter] | None":
-    """The letter that has the key; else the newest of the job that is called so.
+    """The newest letter that has the key; else the newest of the job that is called so.
 
     A refused submission has a key of its own and may name the id of a job that was accepted.
     """
-    newest = None
+    exact = named = None
     for place, letter in letters:
         if letter.key == key:
-            return place, letter
-        if letter.job == key:
-            newest = place, letter
-    return newest
+            exact = place, letter
+        elif letter.job == key:
+            named = place, letter
+    return exact or named
 
 
 @dlq.command("ls")

@@ -334,6 +334,12 @@ async def test_dead_letter_and_its_replay(
     place = await write_dead_letter(producer, broker_settings, letter)
     await write_dead_letter(producer, broker_settings, letter)
     assert list(read_dead_letters(broker_settings)) == [(place, letter)]
+    later = msgspec.structs.replace(done.source, offset=done.source.offset + 1)
+    reused = msgspec.structs.replace(letter, source=later, reason="a later job of this id")
+    await write_dead_letter(producer, broker_settings, reused)
+    assert [one.reason for _, one in read_dead_letters(broker_settings)] == [
+        "3 of 3 failed", "a later job of this id",
+    ]  # fmt: skip
     again = await submitter.replay(letter)
     assert again.job == "job-2"
     assert _spec_at(broker_settings, again.source).payload == b"in"

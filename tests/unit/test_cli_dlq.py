@@ -31,6 +31,11 @@ def test_the_letter_with_the_key_is_meant_whatever_else_names_the_job() -> None:
     assert reason("q[0]@3") == "refused again"
 
 
+def test_of_jobs_that_bore_the_same_id_one_after_the_other_the_newest_is_meant() -> None:
+    chosen = choose(iter([*LETTERS, letter("report", "report", "a year later")]), "report")
+    assert chosen is not None and chosen[1].reason == "a year later"
+
+
 def test_else_the_newest_of_the_job_is_meant() -> None:
     assert reason("other") == "refused later"
     assert reason("none") is None

@@ -2,6 +2,7 @@
 
 import pytest
 
+from controlplane.core import cycle
 from controlplane.core import events as e
 from controlplane.core.coordinator import Role
 from idl import ledger as d
@@ -429,6 +430,27 @@ def test_a_job_that_does_not_start_in_time_is_dead_with_its_reason() -> None:
     hand.pass_ms(1)
     ended = hand.state.ended["a"]
     assert ended.code == "StartDeadlinePassed" and "NoMatchingNode" in ended.reason
+
+
+def test_jobs_of_many_shapes_that_are_late_at_once_end_in_several_entries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Why each of them fits nowhere takes a look at every node."""
+    monkeypatch.setattr(cycle, "WAITING_CHECKS_MAX", 10)
+    hand = Hand()
+    for number in range(5):
+        hand.node(seen(f"n{number}"))
+    late = [spec(f"j{n:02}", gpus=1 + n, start_within_ms=700) for n in range(20)]
+    hand.submit(*late, *(spec(f"same{n}", gpus=99, start_within_ms=700) for n in range(20)))
+    hand.now += 800
+    hand.step(e.Tick())
+    first = hand.appended()
+    assert first is not None
+    ends = [one for one in first.decisions if isinstance(one, d.DeadLettered)]
+    assert 0 < len(ends) < 20
+    hand.settle()
+    hand.pass_ms(1_000, slice_ms=50)
+    assert not hand.state.jobs, "the others' turn comes"
 
 
 def test_a_job_that_started_once_has_no_start_deadline() -> None:
