@@ -19,6 +19,10 @@ from idl.members import CoordinatorPeer
 RECONNECT_S: Final = 0.2
 """How soon a hint connection is made again; only the *end* of one that stood is a hint."""
 CONNECT_TIMEOUT_S: Final = 2.0
+KEEP_ALIVE: Final = (
+    (socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3),
+)  # fmt: skip
+"""Seconds of silence, seconds between questions, questions without an answer (tcp(7))."""
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,7 @@ class _Accepted(asyncio.Protocol):
         """Keeps it, so that it can be closed with the rest."""
         self._transport = transport
         self._open.add(transport)
+        _keep_alive(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The peer's process ended, or ours closes."""
@@ -113,9 +118,10 @@ class Hints:
 
     async def _watch(self, peer: CoordinatorPeer) -> None:
         while True:
-            with suppress(OSError, TimeoutError):
+            with suppress(OSError, TimeoutError, UnicodeError):
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     reader, writer = await asyncio.open_connection(peer.address, peer.hint_port)
+                _keep_alive(writer.transport)
                 try:
                     await _until_end(reader)
                 finally:
@@ -123,6 +129,16 @@ class Hints:
                 log.info("hint connection ended", extra={"peer": peer.name})
                 self._gone(peer.name)
             await asyncio.sleep(RECONNECT_S)
+
+
+def _keep_alive(transport: asyncio.BaseTransport) -> None:
+    """A peer that lost its power says nothing: the kernel asks, else we would hold a connection to
+    nobody for ever, and the next end of that peer would be no hint."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEP_ALIVE:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def _until_end(reader: asyncio.StreamReader) -> None:

@@ -148,6 +148,8 @@ def encode_body(body: ControlBody) -> str:
 def decode_body(text: str, kind: type[_R]) -> _R:
     """A control message body. Raises InvalidRecordError."""
     try:
-        return msgspec.json.decode(text, type=kind)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        found = msgspec.json.decode(text, type=kind)
+        _msgpack.encode(found)  # as the ledger will have it: see `_decode`
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError) as error:
         raise InvalidRecordError("invalid-body", f"{kind.__name__}: {error}") from error
+    return found

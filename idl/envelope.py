@@ -83,9 +83,12 @@ class Opener:
     def open(self, message: Message, expected: Principal, now_ms: int) -> Refusal | None:
         """None where the message may be believed; else why not (already counted)."""
         refusal = self._judge(message, expected, now_ms)
-        if refusal is not None:
-            self.refused[refusal] = self.refused.get(refusal, 0) + 1
-        return refusal
+        return None if refusal is None else self.refuse(refusal)
+
+    def refuse(self, why: Refusal) -> Refusal:
+        """Counts it."""
+        self.refused[why] = self.refused.get(why, 0) + 1
+        return why
 
     def _judge(self, message: Message, expected: Principal, now_ms: int) -> Refusal | None:
         if not message.tag:

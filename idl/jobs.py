@@ -411,6 +411,10 @@ def validate_spec(spec: JobSpec) -> None:
         _check_range("payload_ref.size_bytes", spec.payload_ref.size_bytes, 0,
                      bound.PAYLOAD_BYTES_MAX)  # fmt: skip
         _check_place("payload_ref", spec.payload_ref)
+        _require(  # the place alone anybody can guess, and what is there may be another's
+            bool(spec.payload_ref.sha256),
+            "payload_ref.sha256 is missing; it is the digest of the bytes, in hex",
+        )
 
 
 def without_payload(spec: JobSpec, job: JobId) -> JobSpec:

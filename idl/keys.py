@@ -29,6 +29,10 @@ Principal = NewType("Principal", str)
 COORDINATORS: Final = Principal("coordinators")
 """Any coordinator: used for votes only where the cluster file gives no public keys."""
 
+PRINCIPAL_CHARS_MAX: Final = 200
+"""Longer than any that there can be: a name has 128."""
+DERIVED_MAX: Final = 20_000
+"""Keys kept: a stranger may ask for as many as he has names for."""
 KEY_BYTES: Final = 32
 TAG_BYTES: Final = 16
 GENERATIONS_MAX: Final = 4
@@ -68,6 +72,7 @@ class Keyring:
         and `public`: Ed25519."""
         self._secrets = secrets
         self._known = dict(known or {})
+        self._derived: dict[Principal, tuple[bytes, ...]] = {}
         self._own = own
         self._public = dict(public or {})
 
@@ -99,14 +104,19 @@ class Keyring:
         keys = self._symmetric(principal)
         if not keys:
             return None
-        return any(hmac.compare_digest(_tag(key, data), tag) for key in keys)
+        given = tag.encode("utf-8", "surrogatepass")  # a stranger's text: any characters
+        return any(hmac.compare_digest(_tag(key, data).encode(), given) for key in keys)
 
     def _symmetric(self, principal: Principal) -> tuple[bytes, ...]:
-        if principal.startswith("coordinator/"):
+        if principal.startswith("coordinator/") or len(principal) > PRINCIPAL_CHARS_MAX:
             return ()
-        if principal not in self._known:
-            self._known[principal] = tuple(_derive(secret, principal) for secret in self._secrets)
-        return self._known[principal]
+        found = self._known.get(principal) or self._derived.get(principal)
+        if found is None:
+            found = tuple(_derive(secret, principal) for secret in self._secrets)
+            if len(self._derived) >= DERIVED_MAX:
+                self._derived.clear()  # whoever is real is derived again, in microseconds
+            self._derived[principal] = found
+        return found
 
 
 def _verifies(key: Ed25519PublicKey, data: bytes, tag: str) -> bool:

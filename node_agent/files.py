@@ -12,7 +12,7 @@ from typing import Final
 from dataplane.payloads import PayloadFetcher, put_payload
 from dataplane.producer import RecordProducer
 from idl.control import AssignIntent
-from idl.errors import PlatformFaultError
+from idl.errors import JobFaultError, PlatformFaultError
 from idl.jobs import JobInput, PayloadLocation, SourceRef
 from idl.limits import OUTPUT_FILES_INLINE_BYTES_MAX
 from idl.records import OutputFile
@@ -97,7 +97,13 @@ class OutputCollection:
                 except OSError as error:
                     self.missing[found.name] = error.strerror or "cannot be read"
                 else:
-                    self.stored.append(await self._store(found.name, data))
+                    await self._keep(found.name, data)
+
+    async def _keep(self, name: str, data: bytes) -> None:
+        try:
+            self.stored.append(await self._store(name, data))
+        except JobFaultError as error:  # this Kafka takes no record of that size
+            self.missing[name] = str(error)
 
     async def _store(self, name: str, data: bytes) -> OutputFile:
         if len(data) <= self._inline_left:

@@ -18,6 +18,8 @@ from idl.records import AddMember, RemoveMember
 PORT_MAX: Final = 65_535
 ADDRESS_CHARS_MAX: Final = 253
 """Of a domain name (RFC 1035)."""
+LABEL_CHARS_MAX: Final = 63
+"""Of each part of one."""
 KEYS_MAX: Final = 4
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9._:-]+")
@@ -75,7 +77,12 @@ def _wrong(before: Members, new: CoordinatorPeer) -> str:
         return f"{new.name} is a member already"
     if len(before) >= MEMBERS_MAX:
         return f"there are {len(before)} members, at most {MEMBERS_MAX}"
-    if len(new.address) > ADDRESS_CHARS_MAX or not _ADDRESS.fullmatch(new.address):
+    labels = new.address.removesuffix(".").split(".")
+    if (
+        len(new.address) > ADDRESS_CHARS_MAX
+        or not _ADDRESS.fullmatch(new.address)
+        or not all(0 < len(label) <= LABEL_CHARS_MAX for label in labels)
+    ):
         return f"{new.address[:64]!r} is not an address"
     if not 0 < new.dds_port <= PORT_MAX or not 0 <= new.hint_port <= PORT_MAX:
         return f"ports {new.dds_port} and {new.hint_port} are not both ports"

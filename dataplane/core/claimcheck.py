@@ -90,10 +90,11 @@ def verify(data: bytes, location: PayloadLocation) -> None:
     where = f"{location.source.topic}[{location.source.partition}]@{location.source.offset}"
     if len(data) != location.size_bytes:
         raise PayloadCorruptError(
-            f"payload at {where} has {len(data)} bytes where {location.size_bytes} were promised; "
+            f"payload at {where} has not the {location.size_bytes} bytes that were promised; "
             "submit the job again"
         )
-    if location.sha256 and hashlib.sha256(data).hexdigest() != location.sha256:
+    checked = not location.inline or bool(location.sha256)
+    if checked and hashlib.sha256(data).hexdigest() != location.sha256:
         raise PayloadCorruptError(
             f"payload at {where} does not match its SHA-256; submit the job again"
         )

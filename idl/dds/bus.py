@@ -94,10 +94,11 @@ class Bus:
         shards: int,
         own_name: str,
         addressees: tuple[str, ...],
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        """`deliver` runs on the loop that calls `start`. `own_name`: the node, or the coordinator,
-        whose shard or address is read; `addressees`: whom addressed topics may be written to.
-        Raises PlatformFaultError."""
+        """`deliver` and `on_failure` run on the loop that calls `start`. `own_name`: the node, or
+        the coordinator, whose shard or address is read; `addressees`: whom addressed topics may be
+        written to. Raises PlatformFaultError."""
         self._shards = shards
         try:
             self._participant = DomainParticipant(domain.id)
@@ -110,7 +111,7 @@ class Bus:
             self._readers = {t: self._reader(t, t.read(own_name, shards)) for t in reads}
         except DDSException as error:
             raise _refused(error) from error
-        self._deliver = deliver
+        self._deliver, self._on_failure = deliver, on_failure
         self._closing = GuardCondition(self._participant)
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -118,6 +119,8 @@ class Bus:
         self.write_failures = 0
         self.incompatible_qos = 0
         self._qos_check_at = 0.0
+        self.failure: Exception | None = None
+        """What ended the reading thread: nothing is heard any more."""
 
     def address(self, names: Iterable[str]) -> None:
         """Addressed topics may be written to these coordinators too. Raises PlatformFaultError.
@@ -183,6 +186,14 @@ class Bus:
         self._participant._delete(self._participant._ref)
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            self._read_on(loop)
+        except Exception as error:
+            log.exception("the thread that reads DDS ended")
+            self.failure = error
+            loop.call_soon_threadsafe(self._on_failure)
+
+    def _read_on(self, loop: asyncio.AbstractEventLoop) -> None:
         waitset = WaitSet(self._participant)
         waitset.attach(self._closing)
         mask = ViewState.Any | SampleState.NotRead | InstanceState.Any

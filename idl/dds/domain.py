@@ -49,7 +49,7 @@ def resolve(address: str) -> str:
     """Name → IPv4 address. An unresolvable name in Cyclone's own configuration calls abort()."""
     try:
         return str(socket.getaddrinfo(address, None, socket.AF_INET, socket.SOCK_DGRAM)[0][4][0])
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of what the idna codec does not like
         raise ConfigError(f"coordinator address {address!r} does not resolve: {error}") from error
 
 

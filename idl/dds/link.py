@@ -29,7 +29,7 @@ from idl.dds.domain import domain_xml
 from idl.dds.peers import RESOLVE_EVERY_S, PeerAddresses
 from idl.dds.topics import ALL, DdsTopic
 from idl.envelope import Message, Opener, Sealer
-from idl.errors import ConfigError, InvalidRecordError
+from idl.errors import ConfigError, InvalidRecordError, PlatformFaultError
 from idl.ids import CoordinatorId, Incarnation, Term
 from idl.keys import Keyring, coordinator_principal, private_key, public_keys, read_keyring
 from idl.members import CoordinatorPeer, Members
@@ -45,6 +45,8 @@ DEPARTED_MS: Final = 10_000
 """How long a removed coordinator's keys still count: its goodbye must be understood."""
 
 _TOPICS: Final = {topic.name: topic for topic in ALL}
+_OF_NODES: Final = (AttemptStatus, NodeReport)
+"""Said by a node of itself: its sender is its key."""
 
 
 def instance_key(body: ControlBody) -> str:
@@ -178,6 +180,7 @@ class ControlLink:
             domain, self._reads, self._writes, self._deliver,
             shards=self._settings.dds.intent_shards, own_name=self._only_key or self._sender,
             addressees=tuple(peer.name for peer in self._settings.coordinators),
+            on_failure=self._wake_up,
         )  # fmt: skip
 
     def start(self) -> None:
@@ -198,16 +201,23 @@ class ControlLink:
         self._settings = replace(self._settings, coordinators=members)
         self._bus.address(names)
         self._take_keys()
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        """`mind_peers` has something to look at."""
         if self._moved is not None:
             self._moved.set()
 
     async def mind_peers(self) -> None:
         """Looks where the coordinators are, for ever; joins DDS anew where one is elsewhere.
 
-        Raises PlatformFaultError where it cannot join: the process has to end.
+        Raises PlatformFaultError where it cannot join, or hears nothing any more: the process has
+        to end.
         """
         loop = asyncio.get_running_loop()
         while self._moved is not None and self._own_domain is not None:
+            if self._bus.failure is not None:
+                raise PlatformFaultError(f"control messages are not read: {self._bus.failure!r}")
             targets = await loop.run_in_executor(None, self._addresses.look_up, self._peers())
             if not targets <= self._targets:
                 self._rejoin(targets)
@@ -305,17 +315,33 @@ class ControlLink:
         log.info("keys read again", extra={"file": str(self._secret_file)})
 
     def _deliver(self, messages: list[Message]) -> None:
-        bodies = [body for message in messages if (body := self._open(message)) is not None]
+        bodies = [body for message in messages if (body := self._opened(message)) is not None]
         self._renew_keys(self._now_ms())
         if bodies:
             self._receive(bodies)
 
+    def _opened(self, message: Message) -> ControlBody | None:
+        """As `_open`; a message that shows a bug of ours costs none of those beside it."""
+        try:
+            return self._open(message)
+        except Exception:
+            self._unreadable += 1
+            if self._may_log("bug"):
+                log.exception("a bug in opening a control message")
+            return None
+
+    def _may_log(self, what: str) -> bool:
+        """One line of a kind in a period: a stranger must not fill the disk with logs."""
+        now_ms = self._now_ms()
+        if now_ms < self._quiet_until_ms.get(what, 0):
+            return False
+        self._quiet_until_ms[what] = now_ms + REFUSALS_LOG_MS
+        return True
+
     def _tell_refused(self, refusal: str, topic: DdsTopic, message: Message) -> None:
         """Every refusal is counted; the log gets one line per reason and period."""
-        now_ms = self._now_ms()
-        if now_ms < self._quiet_until_ms.get(refusal, 0):
+        if not self._may_log(refusal):
             return
-        self._quiet_until_ms[refusal] = now_ms + REFUSALS_LOG_MS
         log.warning(
             "control message refused",
             extra={
@@ -332,6 +358,9 @@ class ControlLink:
         topic = _TOPICS[message.topic]
         own_keys = self._opener.keyring.has_public_keys
         expected = topic.principal(message.key, message.sender, own_keys=own_keys)
+        if topic.body in _OF_NODES and message.sender != message.key:
+            self._tell_refused(self._opener.refuse("wrong-principal"), topic, message)
+            return None  # before this sender is remembered
         refusal = self._opener.open(message, expected, self._now_ms())
         if refusal is not None:
             self._tell_refused(refusal, topic, message)
@@ -340,10 +369,12 @@ class ControlLink:
             body = decode_body(message.body, topic.body)
         except InvalidRecordError as error:
             self._unreadable += 1
-            log.warning("control message unreadable", extra={"reason": str(error)})
+            if self._may_log("unreadable"):
+                log.warning("control message unreadable", extra={"reason": str(error)})
             return None
         if instance_key(body) != message.key or claimed_sender(body) not in (None, message.sender):
             self._unreadable += 1
-            log.warning("control message in a foreign name", extra={"key": message.key[:64]})
+            if self._may_log("foreign"):
+                log.warning("control message in a foreign name", extra={"key": message.key[:64]})
             return None
         return body

@@ -64,6 +64,9 @@ LAST_WORDS_S = 2.0
 SELF_TEST_SHARE = 0.5
 # Output is told to the launcher this often within a job's idle time, twice for each look of its.
 _ACTIVITY_LOOKS = 16
+# And no more often than twice for the launcher's most frequent look (looks.py), however short that
+# idle time is: it is not the job that pays for it.
+_ACTIVITY_S_MIN = 0.01
 
 
 class _Ended(msgspec.Struct, frozen=True):
@@ -411,6 +414,8 @@ class NativeSandbox:
             watch = asyncio.get_running_loop().create_task(self._tell_activity(plan, pumps))
         try:
             ended = await self._until_ended(plan.key, running)
+            for pump in pumps:
+                pump.hurry()
             await asyncio.gather(*(pump.done for pump in pumps))
             if on_work is not None and ended.work_fd >= 0:
                 await on_work(ended.work_fd)
@@ -426,7 +431,7 @@ class NativeSandbox:
         """Output keeps a job from being idle, and only we see all of it."""
         told = 0
         while not self._dead:
-            await asyncio.sleep(plan.idle_ms / 1000 / _ACTIVITY_LOOKS)
+            await asyncio.sleep(max(plan.idle_ms / 1000 / _ACTIVITY_LOOKS, _ACTIVITY_S_MIN))
             seen = sum(pump.bytes_seen for pump in pumps)
             if seen != told:
                 with contextlib.suppress(SandboxUnavailable):  # it died, and the job with it

@@ -13,6 +13,13 @@ from collections.abc import Callable, Iterable
 
 # The kernel's default pipe capacity (16 pages): one wake-up empties a full pipe.
 CHUNK_BYTES = 65_536
+# Each read is a piece of its own from here to Kafka, which costs a hundred bytes and a record
+# however small it is. After so many small ones the pipe is let fill a little between two: a job
+# that writes single bytes makes a hundred pieces a second, not thousands. What is large is never
+# delayed.
+SMALL_BYTES = 4096
+SMALL_READS_FREE = 32
+PAUSE_S = 0.01
 # What a new pipe holds even for a user who has too many of them (pipe(7), pipe-user-pages-soft).
 _PIPE_BYTES_MIN = 4096
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
@@ -31,6 +38,9 @@ class OutputPump:
         self.bytes_seen = seen
         # An earlier reader that handed on all there was room for has discarded the rest.
         self.truncated = 0 < bytes_max <= seen
+        self._small = 0
+        self._pause: asyncio.TimerHandle | None = None
+        self._hurries = False
         os.set_blocking(fd, False)
         self._loop.add_reader(fd, self._on_readable)
 
@@ -54,6 +64,23 @@ class OutputPump:
             except Exception as error:  # noqa: BLE001 - the caller's callback: told once, via done
                 self._sink = None
                 self._fail(error)
+        if len(data) < SMALL_BYTES and not self._hurries:
+            self._small += 1
+            if self._small > SMALL_READS_FREE:
+                self._loop.remove_reader(self._fd)
+                self._pause = self._loop.call_later(PAUSE_S, self._go_on)
+
+    def _go_on(self) -> None:
+        self._pause = None
+        if self._fd >= 0:
+            self._loop.add_reader(self._fd, self._on_readable)
+
+    def hurry(self) -> None:
+        """The writers are gone: reads what is left without a pause."""
+        self._hurries = True
+        if self._pause is not None:
+            self._pause.cancel()
+            self._go_on()
 
     def _fail(self, error: Exception) -> None:
         self._loop.call_exception_handler(
@@ -62,6 +89,9 @@ class OutputPump:
 
     def close(self) -> None:
         """Stop reading and close the pipe."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)

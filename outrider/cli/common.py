@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 import msgspec
 
-from outrider.cli.exits import printable
+from outrider.cli.exits import json_text, printable
 
 if TYPE_CHECKING:
     from idl.settings import ClusterSettings
@@ -85,12 +85,12 @@ def say_all(lines: Iterable[str]) -> None:
 
 def print_json(document: object) -> None:
     """One document, indented for people as `jq` does."""
-    click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+    click.echo(json_text(msgspec.json.format(msgspec.json.encode(document), indent=2).decode()))
 
 
 def print_json_line(document: object) -> None:
     """One line of a stream, flushed so that a follower sees it now."""
-    click.echo(msgspec.json.encode(document).decode())
+    click.echo(json_text(msgspec.json.encode(document).decode()))
     sys.stdout.flush()
 
 
@@ -117,8 +117,8 @@ def print_table(
     console = Console(width=width, soft_wrap=False, highlight=False)
     with console.capture() as captured:
         console.print(table)
-    lines = (line.rstrip() for line in captured.get().splitlines())
-    click.echo("\n".join(lines))
+    lines = (line.rstrip() for line in captured.get().split("\n"))
+    click.echo("\n".join(lines).rstrip("\n"))
 
 
 _STYLES: Final = {

@@ -73,11 +73,27 @@ def code_of(error: BaseException) -> int:
     return BUG
 
 
-_CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_BARE: Final = (*range(127, 160),)
+"""What JSON lets through and a terminal obeys: DEL and C1."""
+_UNSEEN: Final = (
+    0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070),
+    0xFEFF,
+)  # fmt: skip
+"""Other line ends (Zl, Zp), and what reorders or hides text (Cf)."""
+_CONTROL: Final = {
+    **{code: f"\\x{code:02x}" for code in (*range(32), *_BARE)},
+    **{code: f"\\u{code:04x}" for code in _UNSEEN},
+}
+_JSON_CONTROL: Final = {code: f"\\u{code:04x}" for code in _BARE}
+
+
+def json_text(document: str) -> str:
+    """The same JSON without a character that a terminal would obey."""
+    return document.translate(_JSON_CONTROL)
 
 
 def printable(text: str) -> str:
-    """The text with control characters spelled out.
+    """The text with control characters, and those that end lines or reorder text, spelled out.
 
     Names, commands and reasons come from untrusted submitters: an escape sequence in them must not
     reach a terminal. (`logs` and `result` are bytes as the job wrote them, like `cat`.)

@@ -212,8 +212,7 @@ class Client:
             for one in progress:
                 follower.forget(one)
             raise
-        for one, submitted in zip(progress, places, strict=True):
-            follower.begin(one, submitted.source)
+        follower.begin(zip(progress, (place.source for place in places), strict=True))
         return [Handle(self, one) for one in progress]
 
     def send(self, jobs: Iterable[Job | Submission]) -> list[Submitted]:

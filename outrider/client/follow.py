@@ -6,12 +6,13 @@ the last entries (`seed_gate`) instead of the whole history.
 """
 
 import threading
+from collections.abc import Iterable
 from typing import Final
 
 from dataplane.core.validity import TermGate
 from dataplane.ledger import LedgerReader, read_ledger
 from dataplane.tail import watermarks
-from idl.errors import PlatformFaultError
+from idl.errors import OutriderError, PlatformFaultError
 from idl.ids import PoolName
 from idl.jobs import SourceRef
 from idl.ledger import Decision, Ingested, LedgerEntry, Rejected
@@ -108,17 +109,20 @@ class Follower:
             self._add(progress)
         return progress
 
-    def begin(self, progress: JobProgress, source: SourceRef) -> None:
-        """The submission is in Kafka, as this record. Raises nothing: failures are the job's."""
+    def begin(self, submitted: Iterable[tuple[JobProgress, SourceRef]]) -> None:
+        """The submissions are in Kafka, as these records. Raises nothing: a job fails instead."""
+        begun = []
         with self._lock:
-            progress.source = source
-            self._release(progress)
-        self._follow_the_first([progress])
+            for progress, source in submitted:
+                progress.source = source
+                self._release(progress)
+                begun.append(progress)
+        self._follow_the_first(begun)
 
     def _add(self, progress: JobProgress) -> None:
         progress.held = []
         if self._failure is not None:
-            progress.ended.set_exception(self._failure)
+            progress.fail(self._failure)
         else:
             self._jobs.setdefault(progress.job, []).append(progress)
 
@@ -156,15 +160,19 @@ class Follower:
         return progress
 
     def _follow_the_first(self, progresses: list[JobProgress]) -> None:
-        """A submission that was refused because its id is taken: the job is the first one's."""
-        taken = [p for p in progresses if p.taken and not p.ended.done()]
+        """A submission that was refused because its id is taken: the job is the first one's. One
+        reading of the ledger finds them all, and each is looked for once."""
+        with self._lock:
+            taken = [p for p in progresses if p.taken and not p.found and p.held is None]
+            for progress in taken:
+                progress.found = True
         if not taken:
             return
         try:
             self._catch_up(taken)
-        except PlatformFaultError as error:
+        except OutriderError as error:
             for progress in taken:
-                progress.ended.set_exception(error)
+                progress.fail(error)
         for progress in taken:
             if progress.phase is None:  # longer ago than the ledger goes back
                 progress.refuse()
@@ -177,8 +185,8 @@ class Follower:
             for progress in progresses:
                 progress.restart()
         lives = {progress.job: Life() for progress in progresses}
-        gate = TermGate()
-        for offset, entry in read_ledger(self._kafka, self._pool):
+        gate, start = past_gate(self._kafka, self._pool)
+        for offset, entry in read_ledger(self._kafka, self._pool, start):
             if gate.judge(offset, entry).valid:
                 for decision in entry.decisions:
                     if (life := lives.get(job_of(decision))) is not None:
@@ -229,7 +237,7 @@ class Follower:
             waiting = [p for followed in self._jobs.values() for p in followed]
             self._jobs.clear()
         for progress in waiting:
-            progress.ended.set_exception(error)
+            progress.fail(error)
 
     def _stall(self, stalled: bool, reason: str) -> None:
         self.stalled = reason if stalled else ""
@@ -237,6 +245,23 @@ class Follower:
     def close(self) -> None:
         """Stops following; jobs not ended never resolve. Idempotent."""
         self._reader.close()
+
+
+def past_gate(kafka: KafkaSettings, pool: PoolName) -> tuple[TermGate, int]:
+    """A gate for all that the ledger still holds, and where that begins.
+
+    Where its beginning was deleted (a snapshot stands for it), by the first entries that are left:
+    of the newest term among them that was really started.
+    """
+    start = watermarks(kafka, TopicNames(kafka.prefix).ledger(pool))[0][0]
+    gate = TermGate()
+    if start:
+        first = [entry for _, entry in read_ledger(kafka, pool, start, start + SEED_ENTRIES)]
+        if _seed(gate, first):
+            of_it = (entry.seq for entry in first if entry.term == gate.term)
+            gate.seq = min(of_it) - 1
+        gate.next_offset = start
+    return gate, start
 
 
 def _gate_from_start(kafka: KafkaSettings, pool: PoolName, end: int) -> TermGate:

@@ -4,12 +4,14 @@ Smaller than `dataplane.core.state.PoolState` on purpose: a client follows its o
 start in the middle of the ledger, where a whole pool cannot be folded.
 """
 
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 
 import msgspec
 
 from dataplane.core.jobs import Phase
 from dataplane.core.state import DUPLICATE_CODE
+from idl.errors import OutriderError
 from idl.jobs import SourceRef
 from idl.ledger import (
     Assigned,
@@ -83,8 +85,8 @@ class JobProgress:
     """
 
     __slots__ = (
-        "_node", "_refusal", "attempt", "attempts", "ended", "held", "job", "next_offset", "phase",
-        "source", "taken", "why",
+        "_node", "_refusal", "attempt", "attempts", "ended", "found", "held", "job", "next_offset",
+        "phase", "source", "taken", "why",
     )  # fmt: skip
 
     def __init__(self, job: str) -> None:
@@ -102,6 +104,8 @@ class JobProgress:
         """This submission's own record; None for a job that somebody else submitted."""
         self.taken = False
         """The submission was refused, because its id is another's: this job is that one."""
+        self.found = False
+        """That one was looked for in the ledger's past."""
         self._refusal: Rejected | None = None
         self._node = ""
 
@@ -153,9 +157,14 @@ class JobProgress:
     def refuse(self) -> bool:
         """Ends it by the refusal that was told; False where none was."""
         refusal = self._refusal
-        if refusal is not None and not self.ended.done():
-            self.ended.set_exception(JobRejectedError(self.job, refusal.code, refusal.reason))
+        if refusal is not None:
+            self.fail(JobRejectedError(self.job, refusal.code, refusal.reason))
         return refusal is not None
+
+    def fail(self, error: OutriderError) -> None:
+        """Nothing more will be known of it, unless it has ended (or its future was cancelled)."""
+        with suppress(InvalidStateError):
+            self.ended.set_exception(error)
 
     def restart(self) -> None:
         """Knows nothing of the job yet, and holds what is decided from now on."""
@@ -165,13 +174,12 @@ class JobProgress:
 
     def _end(self, phase: Phase, at_ms: int, code: str = "", reason: str = "") -> None:
         self.phase = phase
-        if not self.ended.done():
-            self.ended.set_result(
-                JobEnd(
-                    job=self.job, phase=phase, at_ms=at_ms, attempt=self.attempt, code=code,
-                    reason=reason, attempts=tuple(self.attempts),
-                )
-            )  # fmt: skip
+        end = JobEnd(
+            job=self.job, phase=phase, at_ms=at_ms, attempt=self.attempt, code=code,
+            reason=reason, attempts=tuple(self.attempts),
+        )  # fmt: skip
+        with suppress(InvalidStateError):
+            self.ended.set_result(end)
 
 
 def _story(released: Released, node: str) -> AttemptStory:

@@ -20,7 +20,8 @@ from idl.dds.domain import discovery_port, domain_xml
 from idl.dds.link import ControlLink
 from idl.dds.peers import PeerAddresses
 from idl.dds.types import Envelope
-from idl.errors import ConfigError
+from idl.envelope import Message
+from idl.errors import ConfigError, PlatformFaultError
 from idl.ids import CoordinatorId, Incarnation
 from idl.ledger import Capacity
 from idl.members import CoordinatorPeer
@@ -310,3 +311,81 @@ async def test_a_writer_that_does_not_match_is_logged(
     finally:
         heard.link.close()
         other.close()
+
+
+async def test_a_stranger_whose_key_is_no_text_deafens_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes, and it leaves: the sample of its leaving has nothing but the key."""
+    settings = cluster(tmp_path)
+    heard = Heard(settings, "c1", discovery_port(DOMAIN, 1))
+    other = LocalDomain(domain_xml(settings.dds, PeerAddresses().look_up(settings.coordinators), 0))
+    participant = DomainParticipant(other.id)
+    topic = Topic(participant, topics.BALLOT.name, Envelope)
+    writer = DataWriter(participant, topic, topics.BALLOT.qos())
+    real = Envelope.serialize
+
+    def hostile(self: Envelope, *given: object, **more: object) -> bytes:
+        return real(self, *given, **more).replace(b"KEYKEY", b"\xff\xfeKEY\xff")  # type: ignore[arg-type]
+
+    def told() -> bool:
+        writer.write(Envelope("KEYKEY", "s", 1, "p", 0, 1, 1, "t", "{}"))
+        return heard.link.counts().get("unsigned", 0) + heard.link.received >= 3
+
+    friend = Heard(settings, "c0", discovery_port(DOMAIN, 0))
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(Envelope, "serialize", hostile)
+            await until(told)
+        participant._delete(participant._ref)  # every instance of its is gone now
+        await asyncio.sleep(0.5)
+        sent = 0
+
+        def answered() -> bool:
+            nonlocal sent
+            sent += 1
+            friend.link.send(topics.BALLOT, ballot(sent))
+            return bool(heard.bodies)
+
+        await until(answered)
+        assert heard.link._bus.failure is None
+    finally:
+        friend.link.close()
+        heard.link.close()
+        other.close()
+
+
+async def test_a_process_that_hears_nothing_any_more_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard(cluster(tmp_path), "c0", discovery_port(DOMAIN, 0))
+    minding = asyncio.ensure_future(heard.link.mind_peers())
+    try:
+        monkeypatch.setattr(heard.link._bus, "_watch_qos", lambda: 1 / 0)
+        async with asyncio.timeout(20):
+            with pytest.raises(PlatformFaultError, match="not read"):
+                await minding
+    finally:
+        minding.cancel()
+        heard.link.close()
+
+
+async def test_one_message_that_shows_a_bug_costs_none_of_those_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard(cluster(tmp_path), "c0", discovery_port(DOMAIN, 0))
+    real = heard.link._open
+    bad, good = (Message("outrider_ballot", key, "s", 1, "p", 0, 1, 1, "{}") for key in "ab")
+
+    def opening(message: Message) -> ControlBody | None:
+        assert real(message) is None
+        if message is bad:
+            raise RuntimeError("a bug")
+        return ballot(1)
+
+    monkeypatch.setattr(heard.link, "_open", opening)
+    try:
+        heard.link._deliver([bad, good])
+        assert heard.bodies == [ballot(1)] and heard.link.counts()["unreadable"] == 1
+    finally:
+        heard.link.close()

@@ -193,7 +193,7 @@ def test_a_follower_that_starts_late_seeds_its_gate_from_the_last_entries(
         progress = follower.watch("later")
         with Client(cluster_settings(leader.kafka)) as client:
             (sent,) = client.send([Job("x", id="later")])
-        follower.begin(progress, sent.source)
+        follower.begin([(progress, sent.source)])
         leader.ingest()
         leader.append(Cancelled(job="later"))
         assert progress.ended.result(WAIT_S).phase == "cancelled"

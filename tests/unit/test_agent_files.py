@@ -7,8 +7,10 @@ from typing import Any, cast
 import pytest
 
 from idl.control import AssignIntent
+from idl.errors import InvalidRecordError
 from idl.jobs import JobSpec
 from idl.topics import TopicNames
+from node_agent import files
 from node_agent.files import JobFiles, OutputCollection
 from node_agent.launcher import kernel
 from node_agent.sandbox import outputs
@@ -67,4 +69,22 @@ async def test_what_is_there_is_collected(work: int) -> None:
     await found.take(work)
     assert [(one.name, one.data) for one in found.stored] == [("a", b"1"), ("b", b"22")]
     assert found.missing == {"c": "not there"}
+    os.close(work)
+
+
+async def test_a_file_that_kafka_does_not_take_is_missing_and_stops_no_agent(
+    work: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster whose limits are not ours may refuse what we allow."""
+
+    async def refused(*_: object) -> object:
+        raise InvalidRecordError("too-large", "Kafka takes at most 1 MiB")
+
+    monkeypatch.setattr(files, "put_payload", refused)
+    found = collection("a", "b")
+    found._inline_left = 1
+    assert found.take is not None
+    await found.take(work)
+    assert [one.name for one in found.stored] == ["a"]
+    assert found.missing == {"b": "Kafka takes at most 1 MiB"}
     os.close(work)

@@ -33,7 +33,7 @@ def with_value(struct: str, field: str, value: int) -> dict[str, Any]:
     return job | {struct.lower(): {field: value}}
 
 
-_REF = PayloadRef(partition=0, offset=0, size_bytes=1, sha256="")
+_REF = PayloadRef(partition=0, offset=0, size_bytes=1, sha256="ab" * 32)
 
 
 def accepted(job: dict[str, Any]) -> bool:

@@ -53,6 +53,8 @@ def refusal(
         (replace(peer(4), dds_port=7_410), "c1 is at 127.0.0.1:7410 already"),
         (replace(peer(4), dds_port=70_000), "not both ports"),
         (replace(peer(4), address='x"/><Peer'), "is not an address"),
+        (replace(peer(4), address="host..example"), "is not an address"),
+        (replace(peer(4), address=f"{'a' * 64}.example"), "is not an address"),
         (replace(peer(4), public_keys=("zz",)), "64 hex digits"),
         (replace(peer(4), public_keys=("ab" * 32,)), "all members have public keys, or none"),
     ],

@@ -142,3 +142,18 @@ def test_a_message_goes_to_those_concerned() -> None:
     assert status.read("c2", 16) == (topics.EVERYBODY, status.partition_of("c2", 16))
     assert status.partition_of("", 16) == topics.EVERYBODY
     assert topics.INTENT.read("n1", 16)[0] in topics.INTENT.written(16, members)
+
+
+def test_names_that_no_resolver_takes_are_a_mistake_in_the_configuration() -> None:
+    """An old ledger or cluster file may hold such a name: the idna codec raises no OSError."""
+    for name in ("host..example", f"{'a' * 64}.example"):
+        with pytest.raises(ConfigError, match="does not resolve"):
+            resolve(name)
+
+
+def test_bytes_that_are_no_envelope_are_an_empty_one_and_so_is_any_key() -> None:
+    good = to_wire(Message("t", "k", "s", 1, "p", 3, 4, 5, "{}", "tag")).serialize()
+    other = b"\x00\x07\x00\x00"  # another encapsulation, which the wheel reads
+    for data in (b"", good[:9], good[:-3], other + good[4:], other + bytes(3), b"\xff" * 40):
+        assert isinstance(Envelope.deserialize(data), Envelope)
+        assert Envelope.deserialize_key(data).key == ""

@@ -5,11 +5,13 @@ from itertools import pairwise
 
 import pytest
 
+from idl import keys
 from idl.envelope import FRESH_MS, Message, Opener, Refusal, Sealer
 from idl.errors import ConfigError
 from idl.ids import CoordinatorId, Incarnation, NodeId, Term
 from idl.keys import (
     COORDINATORS,
+    KEY_BYTES,
     Keyring,
     Principal,
     coordinator_principal,
@@ -138,3 +140,22 @@ def test_a_coordinator_cannot_vote_for_another() -> None:
 def test_a_bad_secret_file_says_so(text: str) -> None:
     with pytest.raises(ConfigError, match="file"):
         read_keyring(text, "file")
+
+
+def test_a_strangers_tag_of_any_characters_is_a_bad_signature_and_no_error() -> None:
+    keyring = Keyring((b"k" * KEY_BYTES,))
+    for tag in ("ä", "\udcff", "", "x" * 100_000):
+        assert keyring.verify(node_principal(NodeId("n1")), b"data", tag) is False
+
+
+def test_keys_of_names_that_strangers_make_up_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "DERIVED_MAX", 10)
+    keyring = Keyring((b"k" * KEY_BYTES,))
+    data, mine = b"data", node_principal(NodeId("n1"))
+    tag = keyring.sign(mine, data)
+    assert tag is not None
+    for number in range(100):
+        assert keyring.verify(node_principal(NodeId(f"x{number}")), data, tag) is False
+    assert len(keyring._derived) <= 10
+    assert keyring.verify(node_principal(NodeId("x" * 60_000)), data, tag) is None
+    assert keyring.verify(mine, data, tag) is True

@@ -5,18 +5,29 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from controlplane.core.events import SubmissionsRead
 from controlplane.intake import Intake, IntakeEvent, submission_of
+from dataplane.core.claimcheck import PayloadCorruptError, verify
 from dataplane.tail import KafkaRecord, Tail
-from idl.codec import JSON, MSGPACK, decode, decode_spec, encode_json
+from idl.codec import (
+    JSON,
+    MSGPACK,
+    decode,
+    decode_body,
+    decode_spec,
+    encode_body,
+    encode_json,
+)
+from idl.control import NodeReport
 from idl.errors import InvalidRecordError, PlatformFaultError
 from idl.ids import QueueName
-from idl.jobs import JobSpec, PayloadRef
+from idl.jobs import JobSpec, PayloadLocation, PayloadRef
 from idl.ledger import Ingested, Rejected
 from idl.records import AttemptResult
 from idl.settings import KafkaSettings
-from tests.unit.core_builders import Hand, spec
+from tests.unit.core_builders import Hand, report_of, seen, source, spec
 
 QUEUE = QueueName("default")
 TOPIC = "queue.default"
@@ -158,3 +169,25 @@ def test_a_bug_in_what_takes_records_in_ends_the_reading_and_passes_nothing() ->
     assert taken == [0], "nothing behind the bug is taken as if nothing was lost"
     (error,) = told
     assert "queue.default[0]@1" in str(error) and "a bug" in str(error)
+
+
+def test_a_control_message_with_a_number_that_the_ledger_cannot_hold_is_refused() -> None:
+    told = json.loads(encode_body(report_of(seen())))
+    assert decode_body(json.dumps(told), NodeReport)
+    for field in ("incarnation", "cpu_millis"):
+        wrong = json.loads(json.dumps(told))
+        (wrong if field in wrong else wrong["capacity"])[field] = HUGE
+        with pytest.raises(InvalidRecordError):
+            decode_body(json.dumps(wrong), NodeReport)
+
+
+def test_a_claim_check_without_its_digest_is_refused() -> None:
+    """The place of somebody's payload can be guessed, its digest cannot."""
+    with pytest.raises(InvalidRecordError, match="sha256 is missing"):
+        decode_spec(good("a", payload_ref=PLACE | {"sha256": ""}), JSON)
+    place = PayloadLocation(source=source(0, "payloads"), size_bytes=6, inline=False)
+    with pytest.raises(PayloadCorruptError):  # of a spec that is in the ledger already
+        verify(b"secret", place)
+    with pytest.raises(PayloadCorruptError) as caught:
+        verify(b"secret", replace(place, size_bytes=0))
+    assert "6" not in str(caught.value), "nor how long it is"
