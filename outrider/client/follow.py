@@ -144,9 +144,9 @@ class Follower:
         None where the ledger does not know it. Raises BrokerUnavailableError, LedgerCorruptError.
         """
         with self._lock:
-            known = self._jobs.get(job)
-            if known:
-                return known[0]
+            for known in self._jobs.get(job, ()):
+                if known.source is not None or known.phase is not None:
+                    return known  # else another thread is finding out whether there is such a job
             progress = JobProgress(job)
             self._add(progress)
         try:

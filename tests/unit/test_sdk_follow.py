@@ -151,3 +151,16 @@ def test_a_tail_that_fails_while_the_past_is_read_is_the_jobs_failure_alone(kafk
     kafka.during = fail
     made.begin([(watched, place(1000))])
     assert isinstance(watched.ended.exception(0), PlatformFaultError)
+
+
+def test_two_threads_that_ask_for_a_job_that_nobody_knows_are_both_told(kafka: Kafka) -> None:
+    made = follower()
+    found: list[object] = []
+
+    def another() -> None:
+        kafka.during = lambda: None
+        found.append(made.recall("j"))
+
+    kafka.during = another
+    found.append(made.recall("j"))
+    assert found == [None, None] and not made._jobs
