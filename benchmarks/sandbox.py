@@ -82,7 +82,7 @@ class Variant:
     def __init__(self, name: str, isolates: str, argv: list[str]) -> None:
         self.name, self.isolates, self._argv = name, isolates, argv
         self.memory = ""
-        self.actions: list[tuple[int, int, str, int, int]] = []
+        self.actions: list[tuple[Any, ...]] = []
         self._sequence = 0
 
     def argv(self) -> list[str]:
@@ -230,7 +230,16 @@ def oci(name: str, folder: Path) -> Variant:
     state = folder / f"{name}-state"
     isolates = "the same, with cgroups: memory pids cpu, and devices"
     run = [_tool(name), "--root", str(state), "run", "--bundle", str(bundle), f"bench-{name}-{{n}}"]
-    return Variant(name, isolates, run)
+    variant = Variant(name, isolates, run)
+    # Pipes, as jobs have: crun gives its standard streams to the container's user, and where ours
+    # are the null device that would be the host's.
+    nothing, no_more = os.pipe()
+    os.close(no_more)
+    _, sink = os.pipe()  # what little is said stays in it
+    variant.actions = [
+        (os.POSIX_SPAWN_DUP2, fd, target) for fd, target in ((nothing, 0), (sink, 1), (sink, 2))
+    ]
+    return variant
 
 
 def _mount(target: str, kind: str, options: list[str], source: str = "") -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.demo.leftovers import mount_lines
+from node_agent.launcher.rootfs import DEVICE_NODES
 from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import MIB, Limit, LimitNotEnforced, SandboxPlan
 from node_agent.sandbox.settings import (
@@ -40,8 +41,14 @@ def host_state() -> dict[str, Any]:
         "mounts": sorted(mount_lines(Path("/proc/self/mountinfo").read_text())),
         "hostname": socket.gethostname(),
         "shm": sorted(path.name for path in Path("/dev/shm").iterdir()),
+        "devices": {name: _owned(f"/dev/{name}") for name in DEVICE_NODES},
         "core_pattern": Path("/proc/sys/kernel/core_pattern").read_text(),
     }
+
+
+def _owned(path: str) -> tuple[int, int, int]:
+    found = Path(path).stat()
+    return found.st_uid, found.st_gid, found.st_mode
 
 
 def leftovers(instance: str) -> list[str]:

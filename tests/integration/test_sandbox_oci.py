@@ -56,6 +56,19 @@ async def test_outcomes_are_those_of_the_native_sandbox(sandbox: NativeSandbox) 
         assert wrong.detail
 
 
+@pytest.mark.parametrize("backend", ["crun", "runc", "runsc"])
+async def test_no_runtime_makes_the_hosts_null_device_somebodys(backend: Backend) -> None:
+    """runsc gives its standard streams to the user that it runs as, whatever they are."""
+    chosen, before = settings(backend), Path("/dev/null").stat()
+    started = await NativeSandbox.start(chosen)
+    assert (await started.run(job(started, "exit 3"), b"")).exit_code == 3
+    await started.close()
+    after = Path("/dev/null").stat()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (
+        before.st_uid, before.st_gid, before.st_mode,
+    )  # fmt: skip
+
+
 async def test_sigterm_reaches_a_job_that_handles_nothing(sandbox: NativeSandbox) -> None:
     """As pid 1 it would not: the kernel ignores signals without a handler there."""
     late = await sandbox.run(job(sandbox, "exec sleep 60", wall_ms=3000, grace_ms=30_000), b"")
