@@ -52,14 +52,15 @@ def _last_words(record: ProcessRecord) -> str:
 
 
 def _check_alive(record: ProcessRecord, exit_code: Callable[[str], int | None]) -> None:
-    code = exit_code(record.name)
+    alive = record.identity is not None and is_alive(record.identity)
+    code = exit_code(record.name)  # asked for last: whoever ended in between has one, too
     if code is not None:
         raise NotReadyError(
             f"{record.role} {record.name} ended with exit code {code} while starting"
             f"{_last_words(record)}; its log is {record.log}",
             record.name,
         )
-    if record.identity is None or not is_alive(record.identity):
+    if not alive:
         raise NotReadyError(f"{record.role} {record.name} ended; see {record.log}", record.name)
 
 
