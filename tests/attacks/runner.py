@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.demo.leftovers import mount_lines
+from node_agent.launcher.files import read_table
 from node_agent.launcher.rootfs import DEVICE_NODES
 from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import MIB, Limit, LimitNotEnforced, SandboxPlan
@@ -38,15 +39,16 @@ SLEEPERS = re.compile(rb"sleep\x00424[23]\b")
 def host_state() -> dict[str, Any]:
     """What no attack may change on the host, and other programs do not change meanwhile."""
     return {
-        "mounts": sorted(mount_lines(Path("/proc/self/mountinfo").read_text())),
+        "mounts": sorted(mount_lines(read_table("/proc/self/mountinfo"))),
         "hostname": socket.gethostname(),
         "shm": sorted(path.name for path in Path("/dev/shm").iterdir()),
-        "devices": {name: _owned(f"/dev/{name}") for name in DEVICE_NODES},
+        "devices": {name: owned(f"/dev/{name}") for name in DEVICE_NODES},
         "core_pattern": Path("/proc/sys/kernel/core_pattern").read_text(),
     }
 
 
-def _owned(path: str) -> tuple[int, int, int]:
+def owned(path: str) -> tuple[int, int, int]:
+    """Whose it is, and for whom."""
     found = Path(path).stat()
     return found.st_uid, found.st_gid, found.st_mode
 

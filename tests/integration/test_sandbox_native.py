@@ -18,6 +18,7 @@ from node_agent.sandbox.plan import (
     Limit,
     LimitNotEnforced,
     PlanRefused,
+    SandboxOutcome,
     SandboxPlan,
     SandboxUnavailable,
     unheld,
@@ -47,6 +48,19 @@ def job(sandbox: NativeSandbox, key: str, script: str, **fields: Any) -> Sandbox
         "pids_max": 32,
     }
     return SandboxPlan(key=key, **(defaults | fields))
+
+
+async def several(
+    sandbox: NativeSandbox, count: int, script: str
+) -> list[asyncio.Task[SandboxOutcome]]:
+    """So many jobs, which have all started."""
+    started = [asyncio.Event() for _ in range(count)]
+    running = [
+        asyncio.create_task(sandbox.run(job(sandbox, f"a{n}", script), b"", None, event.set))
+        for n, event in enumerate(started)
+    ]
+    await asyncio.gather(*(event.wait() for event in started))
+    return running
 
 
 async def test_a_job_reads_its_payload_and_leaves_a_result(sandbox: NativeSandbox) -> None:
@@ -242,14 +256,7 @@ async def test_large_payload_and_result_pass_through(sandbox: NativeSandbox) -> 
 async def test_a_dead_launcher_takes_its_jobs_along_and_is_swept() -> None:
     instance = INSTANCE + "-dead"
     first = await started_or_skip(SandboxSettings(instance=instance))
-    started = [asyncio.Event() for _ in range(3)]
-    running = [
-        asyncio.create_task(
-            first.run(job(first, f"a{n}", "trap '' TERM; sleep 4242 & wait"), b"", None, event.set)
-        )
-        for n, event in enumerate(started)
-    ]
-    await asyncio.gather(*(event.wait() for event in started))
+    running = await several(first, 3, "trap '' TERM; sleep 4242 & wait")
     os.kill(first.launcher_pid, signal.SIGKILL)
     outcomes = await asyncio.gather(*running)
     assert {outcome.cause for outcome in outcomes} == {"sandbox_failed"}
@@ -317,14 +324,7 @@ async def test_the_umask_of_a_job_is_not_the_agents() -> None:
 
 async def test_close_with_running_jobs_ends_them(sandbox: NativeSandbox) -> None:
     other = await NativeSandbox.start(SandboxSettings(instance=INSTANCE + "-close"))
-    started = [asyncio.Event() for _ in range(8)]
-    running = [
-        asyncio.create_task(
-            other.run(job(other, f"a{n}", "trap '' TERM; sleep 4242"), b"", None, event.set)
-        )
-        for n, event in enumerate(started)
-    ]
-    await asyncio.gather(*(event.wait() for event in started))
+    running = await several(other, 8, "trap '' TERM; sleep 4242")
     await other.close()
     assert {ended.cause for ended in await asyncio.gather(*running)} == {"killed"}
     assert leftovers(INSTANCE + "-close") == []

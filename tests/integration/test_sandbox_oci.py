@@ -15,7 +15,7 @@ from node_agent.sandbox.native import NativeSandbox
 from node_agent.sandbox.plan import MIB, SandboxPlan
 from node_agent.sandbox.settings import Backend, SandboxSettings
 from tests.attacks.modes import require_runtime
-from tests.attacks.runner import leftovers
+from tests.attacks.runner import leftovers, owned
 
 INSTANCE = f"oci-{os.getpid()}"
 pytestmark = pytest.mark.root
@@ -59,14 +59,11 @@ async def test_outcomes_are_those_of_the_native_sandbox(sandbox: NativeSandbox) 
 @pytest.mark.parametrize("backend", ["crun", "runc", "runsc"])
 async def test_no_runtime_makes_the_hosts_null_device_somebodys(backend: Backend) -> None:
     """runsc gives its standard streams to the user that it runs as, whatever they are."""
-    chosen, before = settings(backend), Path("/dev/null").stat()
+    chosen, before = settings(backend), owned("/dev/null")
     started = await NativeSandbox.start(chosen)
     assert (await started.run(job(started, "exit 3"), b"")).exit_code == 3
     await started.close()
-    after = Path("/dev/null").stat()
-    assert (after.st_uid, after.st_gid, after.st_mode) == (
-        before.st_uid, before.st_gid, before.st_mode,
-    )  # fmt: skip
+    assert owned("/dev/null") == before
 
 
 async def test_sigterm_reaches_a_job_that_handles_nothing(sandbox: NativeSandbox) -> None:

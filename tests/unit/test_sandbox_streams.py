@@ -7,6 +7,12 @@ from node_agent.sandbox import streams
 from node_agent.sandbox.streams import SMALL_READS_FREE, OutputPump
 
 
+async def until_it_pauses(pump: OutputPump, write: int) -> None:
+    while pump._pause is None:
+        os.write(write, b"x")
+        await asyncio.sleep(0)
+
+
 async def test_single_bytes_become_few_pieces() -> None:
     """Whoever writes byte by byte is read a hundred times a second, not each time."""
     read, write = os.pipe()
@@ -28,9 +34,7 @@ async def test_single_bytes_become_few_pieces() -> None:
 async def test_the_end_of_a_job_ends_the_pause() -> None:
     read, write = os.pipe()
     pump = OutputPump(read, 1 << 20, None)
-    while pump._pause is None:
-        os.write(write, b"x")
-        await asyncio.sleep(0)
+    await until_it_pauses(pump, write)
     os.close(write)
     pump.hurry()
     assert pump._pause is None
@@ -57,9 +61,7 @@ async def test_a_flood_is_read_in_large_pieces_without_a_pause() -> None:
 async def test_a_pump_closed_in_its_pause_reads_no_more() -> None:
     read, write = os.pipe()
     pump = OutputPump(read, 1 << 20, None)
-    while pump._pause is None:
-        os.write(write, b"x")
-        await asyncio.sleep(0)
+    await until_it_pauses(pump, write)
     pump.close()
     await asyncio.sleep(2 * streams.PAUSE_S)
     assert pump.done.done() and pump._pause is None
