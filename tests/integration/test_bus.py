@@ -294,16 +294,24 @@ def test_a_name_that_fails_keeps_the_address_it_had() -> None:
     assert addresses.look_up(()) == frozenset()
 
 
+def stranger(
+    settings: ClusterSettings, qos: Qos
+) -> tuple[LocalDomain, DomainParticipant, DataWriter[Envelope]]:
+    """Somebody who reaches the ports and writes what he likes; all three live as long as he."""
+    domain = LocalDomain(
+        domain_xml(settings.dds, PeerAddresses().look_up(settings.coordinators), 0)
+    )
+    participant = DomainParticipant(domain.id)
+    topic = Topic(participant, topics.BALLOT.name, Envelope)
+    return domain, participant, DataWriter(participant, topic, qos)
+
+
 async def test_a_writer_that_does_not_match_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = cluster(tmp_path)
     heard = Heard(settings, "c0", discovery_port(DOMAIN, 0))
-    other = LocalDomain(domain_xml(settings.dds, PeerAddresses().look_up(settings.coordinators), 0))
-    participant = DomainParticipant(other.id)
-    unreliable = Qos(Policy.Reliability.BestEffort)
-    topic = Topic(participant, topics.BALLOT.name, Envelope)
-    writer = DataWriter(participant, topic, unreliable)
+    other, _, writer = stranger(settings, Qos(Policy.Reliability.BestEffort))
     try:
         await until(lambda: heard.link.counts()["incompatible-qos"] > 0)
         assert any("does not match ours" in r.getMessage() for r in caplog.records)
@@ -319,10 +327,7 @@ async def test_a_stranger_whose_key_is_no_text_deafens_nobody(
     """It writes, and it leaves: the sample of its leaving has nothing but the key."""
     settings = cluster(tmp_path)
     heard = Heard(settings, "c1", discovery_port(DOMAIN, 1))
-    other = LocalDomain(domain_xml(settings.dds, PeerAddresses().look_up(settings.coordinators), 0))
-    participant = DomainParticipant(other.id)
-    topic = Topic(participant, topics.BALLOT.name, Envelope)
-    writer = DataWriter(participant, topic, topics.BALLOT.qos())
+    other, participant, writer = stranger(settings, topics.BALLOT.qos())
     real = Envelope.serialize
 
     def hostile(self: Envelope, *given: object, **more: object) -> bytes:
